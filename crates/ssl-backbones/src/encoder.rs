@@ -1,0 +1,146 @@
+//! A trained encoder as a file: weights under torchvision's names and what one must know to use them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use ssl_nn::Params;
+
+use crate::backbone::{Backbone, BackboneConfig};
+use crate::error::{Error, Result};
+use crate::tensor_file::TensorFile;
+
+/// Metadata key of the [`EncoderInfo`].
+const INFO: &str = "ssl_vision.encoder";
+
+/// What the weights are and how to feed them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EncoderInfo {
+    /// The architecture.
+    pub backbone: BackboneConfig,
+    /// The method that trained it.
+    pub method: String,
+    /// Side of the square input in pixels.
+    pub input_size: usize,
+    /// Mean of each channel, subtracted from values in `[0, 1]`.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel, divided by.
+    pub std: [f64; 3],
+    /// How the last feature map becomes a vector: `avg`.
+    pub pooling: String,
+    /// Licence of the weights.
+    pub licence: String,
+    /// Hash of the recipe that made them.
+    pub recipe_hash: String,
+    /// Version of this library.
+    pub version: String,
+}
+
+/// An encoder read from a file.
+pub struct Encoder {
+    /// The network.
+    pub backbone: Box<dyn Backbone>,
+    /// Its parameters and running statistics.
+    pub params: Params,
+    /// What the file says about them.
+    pub info: EncoderInfo,
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Writes `tensors`, named as torchvision names them, and `info` to a safetensors file.
+///
+/// `torchvision.models.resnet18` with its `fc` replaced by an identity loads the file with `strict=True`. The metadata
+/// holds `format = pt` for PyTorch's readers and each field of `info` by itself.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save_encoder(path: &Path, tensors: BTreeMap<String, Tensor>, info: &EncoderInfo) -> Result<()> {
+    let json = serde_json::to_value(info).map_err(candle_core::Error::wrap)?;
+    let mut metadata = BTreeMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        ("architecture".to_owned(), info.backbone.name.clone()),
+        (INFO.to_owned(), json.to_string()),
+    ]);
+    for (key, value) in json.as_object().into_iter().flatten() {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        metadata.insert(key.clone(), text);
+    }
+    TensorFile { tensors, metadata }.write(path)
+}
+
+/// Rebuilds the encoder that [`save_encoder`] wrote.
+///
+/// # Errors
+/// If the file is damaged, was not written by this library, or its tensors do not fit its architecture.
+pub fn load_encoder(path: &Path, device: &Device) -> Result<Encoder> {
+    let file = TensorFile::read(path, device)?;
+    let mismatch = |reason: String| Error::Mismatch { path: path.to_owned(), reason };
+    let info = file.metadata.get(INFO).ok_or_else(|| {
+        mismatch(format!("holds no description of an encoder (metadata `{INFO}`); was it exported by ssl-vision?"))
+    })?;
+    let info: EncoderInfo =
+        serde_json::from_str(info).map_err(|e| mismatch(format!("its description cannot be read ({e})")))?;
+    let params = Params::new(0, DType::F32, device);
+    let backbone = info.backbone.build(&params.root()).map_err(|e| mismatch(e.to_string()))?;
+    params.load(&file.tensors).map_err(|e| mismatch(e.to_string()))?;
+    Ok(Encoder { backbone, params, info })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Stem;
+
+    fn info() -> EncoderInfo {
+        EncoderInfo {
+            backbone: BackboneConfig { width: 4, stem: Stem::Cifar, ..BackboneConfig::named("resnet18").unwrap() },
+            method: "simclr".into(),
+            input_size: 28,
+            mean: [0.5; 3],
+            std: [0.25; 3],
+            pooling: "avg".into(),
+            licence: "MIT".into(),
+            recipe_hash: "abc".into(),
+            version: "0.1.0".into(),
+        }
+    }
+
+    fn tensors(params: &Params) -> BTreeMap<String, Tensor> {
+        params.all().into_iter().map(|(n, v)| (n, v.as_tensor().clone())).collect()
+    }
+
+    #[test]
+    fn an_encoder_comes_back_with_equal_features() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("encoder.safetensors");
+        let params = Params::new(3, DType::F32, &Device::Cpu);
+        let backbone = info().backbone.build(&params.root()).unwrap();
+        save_encoder(&path, tensors(&params), &info()).unwrap();
+        let encoder = load_encoder(&path, &Device::Cpu).unwrap();
+        assert_eq!(encoder.info, info());
+        let x = Tensor::ones((1, 3, 16, 16), DType::F32, &Device::Cpu).unwrap();
+        let features = |b: &dyn Backbone| b.forward_t(&x, false).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(features(&*backbone), features(&*encoder.backbone));
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_is_refused_with_both_sides() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("encoder.safetensors");
+        let params = Params::new(3, DType::F32, &Device::Cpu);
+        let narrow = BackboneConfig { width: 2, ..info().backbone };
+        narrow.build(&params.root()).unwrap();
+        save_encoder(&path, tensors(&params), &info()).unwrap();
+        let error = load_encoder(&path, &Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("conv1.weight") && error.contains("[2, 3, 3, 3]"), "{error}");
+        TensorFile { tensors: tensors(&params), ..Default::default() }.write(&path).unwrap();
+        let error = load_encoder(&path, &Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("no description of an encoder"), "{error}");
+    }
+}

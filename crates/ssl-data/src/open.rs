@@ -1,0 +1,65 @@
+//! Opening a folder whatever it holds.
+
+use std::path::Path;
+
+use crate::cifar::{self, CIFAR_10, CIFAR_100};
+use crate::{Error, Limits, Result, Splits, folder, idx};
+
+/// What [`open`] accepts, for error messages.
+pub(crate) const ACCEPTED: &str = "a folder with images (.jpg, .jpeg, .png, .webp, .bmp; at any depth, split into \
+    train/ and test/ or val/ or not), with IDX files (train-images-idx3-ubyte[.gz], ...) or with CIFAR binary batches \
+    (data_batch_1.bin, ... or train.bin)";
+
+/// How [`open`] reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// What one image, and one data set in memory, may cost.
+    pub limits: Limits,
+}
+
+/// Opens the data set in the folder at `path`.
+///
+/// The files decide what it is, in this order:
+///
+/// 1. IDX: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+///    `t10k-labels-idx1-ubyte`, each plain or with `.gz`. Labels may be missing. Classes are named in
+///    `class_names.txt`, one a line; without it they are the digits 0 to 9.
+/// 2. CIFAR-10, binary version: `data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`, `batches.meta.txt`.
+/// 3. CIFAR-100, binary version, fine labels: `train.bin`, `test.bin`, `fine_label_names.txt`.
+/// 4. Image files. With `train/` beside `test/` (or else `val/`) these are the splits, and `train/` alone is a
+///    split too; otherwise all images are for training. Images are found at any depth, by extension, in the byte order
+///    of their paths. If each lies in a sub-folder of the first level, these are its classes; else there are no labels.
+///    Hidden files are skipped, links are followed except into a loop.
+///
+/// IDX and CIFAR are read whole into memory and checked here; image files are only listed.
+///
+/// # Errors
+///
+/// [`Error::Unrecognised`] for a path that does not exist, is no folder or holds nothing of the above,
+/// [`Error::Malformed`] for broken IDX and CIFAR files and for splits with different classes,
+/// [`Error::Io`] where the operating system refuses.
+pub fn open(path: &Path, options: &OpenOptions) -> Result<Splits> {
+    if !path.exists() {
+        return Err(Error::unrecognised(path, "does not exist"));
+    }
+    if !path.is_dir() {
+        return Err(Error::unrecognised(path, "is a file"));
+    }
+    let limits = &options.limits;
+    if idx::recognises(path) {
+        return idx::open(path, &folder_name(path), limits);
+    }
+    if let Some(cifar) = [CIFAR_10, CIFAR_100].iter().find(|cifar| cifar.recognises(path)) {
+        return cifar.open(path, limits);
+    }
+    if cifar::recognises_pickles(path) {
+        return Err(Error::unrecognised(path, "holds the Python version of CIFAR, which is pickled"));
+    }
+    folder::open(path, &folder_name(path), limits)
+}
+
+/// The name of a folder even if the path is `.` or ends in `..`.
+fn folder_name(path: &Path) -> String {
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    absolute.file_name().unwrap_or(absolute.as_os_str()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,42 @@
+//! How good frozen features are: weighted kNN, linear probe, and the raw-pixel baseline.
+//!
+//! [`extract`] runs a backbone in eval mode over batches and caches its embeddings as [`Features`]; everything else
+//! works on those. All results are the same for every number of threads, and nothing here draws a random number.
+//! Accuracies are fractions in `[0, 1]`.
+//!
+//! ```
+//! use ssl_eval::{Features, KnnConfig, LinearProbeConfig, knn_accuracy, linear_probe};
+//!
+//! let train = Features::new(vec![1.0, 0.1, 0.9, 0.0, 0.1, 1.0, 0.0, 0.8], 2, vec![0, 0, 1, 1])?;
+//! let test = Features::new(vec![2.0, 0.3, 0.2, 1.5], 2, vec![0, 1])?;
+//!
+//! assert_eq!(knn_accuracy(&train, &test, 2, &KnnConfig { k: 2, ..Default::default() })?, 1.0);
+//! assert_eq!(linear_probe(&train, &test, 2, &LinearProbeConfig::default())?.top1, 1.0);
+//! # Ok::<(), ssl_eval::Error>(())
+//! ```
+
+mod accuracy;
+mod cholesky;
+mod error;
+mod extract;
+mod features;
+mod knn;
+mod lbfgs;
+mod linear_probe;
+mod logistic_regression;
+mod objective;
+mod precondition;
+mod split;
+mod standardize;
+
+pub use crate::accuracy::{accuracy, topk_accuracy};
+pub use crate::error::{Error, Result};
+pub use crate::extract::{extract, raw_pixels};
+pub use crate::features::Features;
+pub use crate::knn::{KnnConfig, KnnPrediction, knn_accuracy, knn_predict};
+pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe};
+pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -1,0 +1,104 @@
+//! Values of lightly 1.6.0 (kNN, top-k accuracy) and scikit-learn 1.9.1 (logistic regression).
+
+use candle_core::{DType, Device, Tensor};
+use ssl_eval::{
+    Features, KnnConfig, LogisticRegression, LogisticRegressionConfig, accuracy, knn_accuracy, knn_predict,
+    topk_accuracy,
+};
+
+#[test]
+fn knn_k20_is_that_of_lightly() {
+    check_knn("knn_k20_t0.07", &KnnConfig::default());
+}
+
+#[test]
+fn knn_k200_is_that_of_lightly() {
+    check_knn("knn_k200_t0.1", &KnnConfig { k: 200, temperature: 0.1 });
+}
+
+#[test]
+fn strong_penalty_is_that_of_scikit_learn() {
+    check_logistic_regression("logreg_C0.1", 0.1);
+}
+
+#[test]
+fn weak_penalty_is_that_of_scikit_learn() {
+    check_logistic_regression("logreg_C1.0", 1.0);
+}
+
+#[test]
+fn topk_accuracy_is_that_of_lightly() {
+    let case = Case::load("topk_accuracy");
+    let (scores, labels) = (case.values("in.logits"), case.labels("in.labels"));
+    for (name, k) in [("out.f64.top1", 1), ("out.f64.top3", 3), ("out.f64.top5", 5)] {
+        let top = topk_accuracy(&scores, &labels, 6, k).unwrap();
+        assert!((top - case.values(name)[0]).abs() < 1e-7, "top {k}: {top}");
+    }
+}
+
+fn check_knn(name: &str, config: &KnnConfig) {
+    let case = Case::load(name);
+    let (bank, queries) = (case.features("train"), case.features("test"));
+    let prediction = knn_predict(&bank, &queries, 6, config).unwrap();
+    // lightly computes similarities in f32: an error of 1e-6 in one becomes 1e-6 / temperature in a weight.
+    assert_close(&prediction.scores, &case.values("out.scores"), 1e-4, 1e-6);
+    // The smallest relative margin of the file is 1.7e-4, so every prediction is certain.
+    assert_eq!(prediction.classes, case.labels("out.pred_top1"));
+    let top1 = knn_accuracy(&bank, &queries, 6, config).unwrap();
+    assert!((top1 - case.values("out.f64.top1")[0]).abs() < 1e-7, "top 1: {top1}");
+}
+
+fn check_logistic_regression(name: &str, c: f64) {
+    let case = Case::load(name);
+    let (train, test) = (case.features("train"), case.features("test"));
+    let config = LogisticRegressionConfig { c, tolerance: 1e-6, ..Default::default() };
+    let classifier = LogisticRegression::fit(&train, 6, &config).unwrap();
+    assert!(classifier.converged());
+    // The stopping rules differ, and the flattest direction turns a gradient of 1e-6 into an error of 3e-4.
+    assert_close(&classifier.coefficients(), &case.values("out.coef"), 1e-3, 1e-3);
+    assert_close(&classifier.intercepts(), &case.values("out.intercept"), 1e-3, 1e-3);
+    assert_close(&classifier.probabilities(&test).unwrap(), &case.values("out.test_proba"), 1e-3, 1e-3);
+    assert_eq!(classifier.predict(&test).unwrap(), case.labels("out.pred"));
+    for (features, name) in [(&train, "out.f64.train_accuracy"), (&test, "out.f64.test_accuracy")] {
+        let top1 = accuracy(&classifier.predict(features).unwrap(), features.labels()).unwrap();
+        assert!((top1 - case.values(name)[0]).abs() < 1e-7, "{name}: {top1}");
+    }
+}
+
+struct Case(Vec<(String, Tensor)>);
+
+impl Case {
+    fn load(name: &str) -> Self {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/eval");
+        let path = format!("{folder}/{name}.safetensors");
+        Self(candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect())
+    }
+
+    fn tensor(&self, name: &str) -> Tensor {
+        let (_, tensor) = self.0.iter().find(|(own, _)| own == name).expect("the file has a tensor of this name");
+        tensor.flatten_all().unwrap()
+    }
+
+    fn values(&self, name: &str) -> Vec<f64> {
+        self.tensor(name).to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+    }
+
+    fn labels(&self, name: &str) -> Vec<u32> {
+        self.tensor(name).to_dtype(DType::U32).unwrap().to_vec1().unwrap()
+    }
+
+    fn features(&self, set: &str) -> Features {
+        let data: Vec<f32> = self.tensor(&format!("in.{set}")).to_vec1().unwrap();
+        let labels = self.labels(&format!("in.{set}_labels"));
+        let dim = data.len() / labels.len();
+        Features::new(data, dim, labels).unwrap()
+    }
+}
+
+fn assert_close(actual: &[f64], expected: &[f64], rtol: f64, atol: f64) {
+    assert_eq!(actual.len(), expected.len());
+    for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let error = (actual - expected).abs();
+        assert!(error <= atol + rtol * expected.abs(), "entry {index} is {actual}, expected {expected}");
+    }
+}

@@ -1,0 +1,20 @@
+//! Self-supervised losses: pure functions of tensors, without state and without randomness.
+//!
+//! Every function checks its shapes, is differentiable in all its tensors, and documents the paper and the reduction.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//!
+//! let z = Tensor::new(&[[1f32, 0.], [0., 1.]], &Device::Cpu)?;
+//! let loss = ssl_losses::nt_xent(&z, &z, 0.5)?.to_scalar::<f32>()?;
+//! // Positives agree and the two images are orthogonal: ln(1 + 2 exp(-1 / 0.5)).
+//! assert!((loss - (1.0 + 2.0 * (-2f32).exp()).ln()).abs() < 1e-6);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+
+mod checks;
+mod normalize;
+mod nt_xent;
+
+pub use normalize::normalize;
+pub use nt_xent::nt_xent;

@@ -1,0 +1,12 @@
+//! Self-supervised methods, one file each: architecture, forward pass and loss in the paper's symbols.
+//!
+//! A [`Method`] turns a [`Batch`] of views into a loss. It knows nothing of files, epochs, optimisers or loggers; all
+//! its state lives in the [`ssl_nn::Params`] it was built with.
+
+mod config;
+mod method;
+mod simclr;
+
+pub use config::MethodConfig;
+pub use method::{Batch, Method, StepContext, StepOutput};
+pub use simclr::{SimClr, SimClrConfig};

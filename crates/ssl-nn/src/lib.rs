@@ -1,0 +1,45 @@
+//! Layers that train, on candle.
+//!
+//! candle's own layers are made for inference: several drop gradients without an error, and the backward passes of
+//! its convolution and batch norm are many times slower than their forward passes. The layers here are
+//! differentiable, agree with PyTorch in value and gradient, and take their parameters from [`Params`]: an ordered,
+//! named and seeded store of everything that a run must remember.
+//!
+//! On the CPU each layer is one operation with a hand-written backward pass, for `f32` and `f64`. On other devices it
+//! is composed of candle's own operations, which gives the same numbers; those paths are not tested here.
+//!
+//! Results do not depend on the number of threads: work is split by index and sums are reduced in a fixed order.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use ssl_nn::{Conv2d, Conv2dConfig, Params};
+//!
+//! let params = Params::new(7, DType::F32, &Device::Cpu);
+//! let conv = Conv2d::new(3, 8, 3, Conv2dConfig { padding: 1, ..Default::default() }, &params.root().pp("conv1"))?;
+//! let y = conv.forward(&Tensor::zeros((2, 3, 9, 7), DType::F32, &Device::Cpu)?)?;
+//! assert_eq!(y.dims(), [2, 8, 9, 7]);
+//! assert_eq!(params.names(), ["conv1.weight"]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+
+mod activation;
+mod batch_norm;
+mod conv2d;
+mod init;
+mod linear;
+mod matrix;
+mod mlp;
+mod params;
+mod pool;
+mod rng;
+mod storage;
+
+pub use activation::{add_relu, relu};
+pub use batch_norm::{Affine, BatchNorm, BatchNormConfig};
+pub use conv2d::{Conv2d, Conv2dConfig, conv2d};
+pub use init::{Fan, Init};
+pub use linear::{Linear, LinearConfig};
+pub use mlp::{Mlp, MlpConfig};
+pub use params::{Params, Role, Scope};
+pub use pool::{global_avg_pool, max_pool2d};
+pub use rng::{Purpose, Rng, rng};

@@ -1,0 +1,100 @@
+//! The multi-layer perceptron of projectors and predictors.
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::activation::relu;
+use crate::batch_norm::{Affine, BatchNorm, BatchNormConfig};
+use crate::linear::{Linear, LinearConfig};
+use crate::params::Scope;
+
+/// What stands between and after the linear layers.
+#[derive(Clone, Copy, Debug)]
+pub struct MlpConfig {
+    /// The linear layers.
+    pub linear: LinearConfig,
+    /// Batch norm after every layer but the last.
+    pub hidden_norm: bool,
+    /// Batch norm after the last layer, with these learned parameters.
+    pub last_norm: Option<Affine>,
+}
+
+/// `linear (norm) relu … linear (norm)`.
+///
+/// Tensors are named by their place in the equivalent `torch.nn.Sequential`: `0.weight`, `1.weight` for the first
+/// linear layer and its norm, `3.weight` for the second linear layer.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    layers: Vec<(Linear, Option<BatchNorm>)>,
+}
+
+impl Mlp {
+    /// A perceptron through the widths `dims`: the inputs, the hidden layers, the outputs.
+    ///
+    /// # Errors
+    /// If `dims` has fewer than two entries, or a name is taken.
+    pub fn new(dims: &[usize], config: MlpConfig, scope: &Scope) -> Result<Self> {
+        if dims.len() < 2 {
+            bail!("an mlp needs at least an input and an output width, got {dims:?}");
+        }
+        let mut place = 0..;
+        let mut next = || scope.pp(place.next().unwrap_or_default());
+        let last = dims.len() - 2;
+        let layers = dims.windows(2).enumerate().map(|(i, width)| {
+            let linear = Linear::new(width[0], width[1], config.linear, &next())?;
+            let norm = match (i == last, config.hidden_norm) {
+                (true, _) => config.last_norm,
+                (false, hidden) => hidden.then_some(Affine::ScaleAndShift),
+            };
+            let norm = norm.map(|affine| {
+                BatchNorm::new(width[1], BatchNormConfig { affine, ..Default::default() }, &next())
+            });
+            // The place of the ReLU.
+            next();
+            Ok((linear, norm.transpose()?))
+        });
+        Ok(Self { layers: layers.collect::<Result<_>>()? })
+    }
+
+    /// `(B, dims[0])` to `(B, dims[last])`.
+    ///
+    /// # Errors
+    /// If the number of features differs, or a batch norm in training meets a batch of one.
+    pub fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let last = self.layers.len() - 1;
+        let mut x = x.clone();
+        for (i, (linear, norm)) in self.layers.iter().enumerate() {
+            x = linear.forward(&x)?;
+            x = match norm {
+                Some(norm) if i < last => norm.forward_relu_t(&x, train)?,
+                Some(norm) => norm.forward_t(&x, train)?,
+                None if i < last => relu(&x)?,
+                None => x,
+            };
+        }
+        Ok(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::Params;
+
+    #[test]
+    fn names_follow_the_sequential_numbering() {
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let config = MlpConfig {
+            linear: LinearConfig { bias: false, init: None },
+            hidden_norm: true,
+            last_norm: Some(Affine::Scale),
+        };
+        let mlp = Mlp::new(&[4, 6, 3], config, &params.root()).unwrap();
+        let trainable: Vec<_> = params.trainable().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(trainable, ["0.weight", "1.weight", "1.bias", "3.weight", "4.weight"]);
+        let x = Tensor::ones((2, 4), DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(mlp.forward_t(&x, true).unwrap().dims(), [2, 3]);
+        assert!(Mlp::new(&[4], config, &params.root().pp("other")).is_err());
+    }
+}

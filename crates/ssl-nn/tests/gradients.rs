@@ -1,0 +1,162 @@
+//! Every layer's hand-written gradient against central differences, in f64.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rand_core::RngCore;
+use ssl_nn::{
+    Affine, BatchNorm, BatchNormConfig, Conv2dConfig, LinearConfig, Mlp, MlpConfig, Params, Purpose, Rng, add_relu,
+    conv2d, global_avg_pool, max_pool2d, relu, rng,
+};
+
+fn cases(name: u64, n: u64) -> impl Iterator<Item = Rng> {
+    (0..n).map(move |case| rng(7, Purpose::Init, name, case, 0))
+}
+
+fn below(rng: &mut Rng, n: u64) -> usize {
+    (rng.next_u64() % n) as usize
+}
+
+fn uniform(rng: &mut Rng, shape: &[usize]) -> Tensor {
+    let n = shape.iter().product::<usize>();
+    let data: Vec<f64> = (0..n).map(|_| (rng.next_u64() >> 11) as f64 / (1u64 << 52) as f64 - 1.0).collect();
+    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+/// Checks the gradient of `sum(f(inputs) * pattern)` in up to 24 elements of every input.
+fn check(rng: &mut Rng, label: &str, inputs: &[Var], f: impl Fn() -> Result<Tensor>) {
+    let pattern = uniform(rng, f().unwrap().dims());
+    let loss = || (f().unwrap() * &pattern).unwrap().sum_all().unwrap();
+    let grads = loss().backward().unwrap();
+    for (which, input) in inputs.iter().enumerate() {
+        let grad = grads.get(input).unwrap_or_else(|| panic!("{label}: input {which} has no gradient"));
+        let grad = grad.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let start = input.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        for _ in 0..24.min(start.len()) {
+            let (i, step) = (below(rng, start.len() as u64), 1e-6);
+            let value_at = |x: f64| {
+                let mut moved = start.clone();
+                moved[i] = x;
+                input.set(&Tensor::from_vec(moved, input.shape(), &Device::Cpu).unwrap()).unwrap();
+                loss().to_scalar::<f64>().unwrap()
+            };
+            let slope = (value_at(start[i] + step) - value_at(start[i] - step)) / (2.0 * step);
+            value_at(start[i]);
+            let error = (slope - grad[i]).abs();
+            assert!(error <= 1e-6 * (1.0 + slope.abs()), "{label}: input {which}[{i}]: {} is not {slope}", grad[i]);
+        }
+    }
+}
+
+#[test]
+fn convolution() {
+    for mut rng in cases(1, 120) {
+        let (kh, kw) = (1 + below(&mut rng, 4), 1 + below(&mut rng, 4));
+        let config = Conv2dConfig {
+            stride: 1 + below(&mut rng, 3),
+            padding: below(&mut rng, 4),
+            dilation: 1 + below(&mut rng, 2),
+        };
+        let reach = |k: usize| config.dilation * (k - 1) + 1;
+        let size = |rng: &mut Rng, k| reach(k).saturating_sub(2 * config.padding).max(1) + below(rng, 6);
+        let (h, w) = (size(&mut rng, kh), size(&mut rng, kw));
+        let (b, c_in, c_out) = (1 + below(&mut rng, 5), 1 + below(&mut rng, 3), 1 + below(&mut rng, 4));
+        let x = Var::from_tensor(&uniform(&mut rng, &[b, c_in, h, w])).unwrap();
+        let weight = Var::from_tensor(&uniform(&mut rng, &[c_out, c_in, kh, kw])).unwrap();
+        let label = format!("{:?} * {:?}, {config:?}", x.dims(), weight.dims());
+        check(&mut rng, &label, &[x.clone(), weight.clone()], || conv2d(&x, &weight, config));
+    }
+}
+
+#[test]
+fn convolution_equals_candles_forward_and_takes_any_layout() {
+    for mut rng in cases(2, 40) {
+        let (c_in, c_out, k) = (1 + below(&mut rng, 20), 1 + below(&mut rng, 20), 1 + below(&mut rng, 3));
+        let config = Conv2dConfig { stride: 1 + below(&mut rng, 2), padding: below(&mut rng, 2), dilation: 1 };
+        let x = uniform(&mut rng, &[3, 30, 17, c_in]).to_dtype(DType::F32).unwrap();
+        let x = x.permute((0, 3, 1, 2)).unwrap().narrow(2, 3, 20).unwrap();
+        let weight = uniform(&mut rng, &[c_out, c_in, k, k]).to_dtype(DType::F32).unwrap();
+        let ours = conv2d(&x, &weight, config).unwrap();
+        let theirs = x.conv2d(&weight, config.padding, config.stride, 1, 1).unwrap();
+        let gap = (ours - theirs).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        assert!(gap.to_scalar::<f32>().unwrap() < 1e-4, "{gap}");
+    }
+}
+
+#[test]
+fn batch_norm() {
+    for mut rng in cases(3, 60) {
+        let channels = 1 + below(&mut rng, 5);
+        let mut shape = vec![2 + below(&mut rng, 4), channels];
+        if below(&mut rng, 2) == 0 {
+            shape.extend([1 + below(&mut rng, 4), 1 + below(&mut rng, 6)]);
+        }
+        let affine = [Affine::ScaleAndShift, Affine::Scale, Affine::None][below(&mut rng, 3)];
+        let (train, with_relu) = (below(&mut rng, 2) == 0, below(&mut rng, 2) == 0);
+        let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
+        let bn = BatchNorm::new(channels, BatchNormConfig { affine, ..Default::default() }, &params.root()).unwrap();
+        let x = Var::from_tensor(&uniform(&mut rng, &shape)).unwrap();
+        let mut inputs: Vec<Var> = params.trainable().into_iter().map(|(_, var)| var).collect();
+        for var in &inputs {
+            var.set(&(uniform(&mut rng, &[channels]) + 0.5).unwrap()).unwrap();
+        }
+        inputs.push(x.clone());
+        let label = format!("{shape:?}, {affine:?}, train {train}, relu {with_relu}");
+        check(&mut rng, &label, &inputs, || match with_relu {
+            true => bn.forward_relu_t(&x, train),
+            false => bn.forward_t(&x, train),
+        });
+    }
+}
+
+#[test]
+fn pooling_and_activations() {
+    for mut rng in cases(4, 60) {
+        let (kernel, stride) = (1 + below(&mut rng, 3), 1 + below(&mut rng, 3));
+        let padding = below(&mut rng, kernel as u64 / 2 + 1);
+        let (h, w) = (kernel + below(&mut rng, 6), kernel + below(&mut rng, 6));
+        let x = Var::from_tensor(&uniform(&mut rng, &[2, 2, h, w])).unwrap();
+        let y = Var::from_tensor(&uniform(&mut rng, &[2, 2, h, w])).unwrap();
+        let label = format!("{h}x{w}, kernel {kernel}, stride {stride}, padding {padding}");
+        check(&mut rng, &label, &[x.clone()], || max_pool2d(&x, kernel, stride, padding));
+        check(&mut rng, "global average", &[x.clone()], || global_avg_pool(&x));
+        check(&mut rng, "relu", &[x.clone()], || relu(&x));
+        check(&mut rng, "add relu", &[x.clone(), y.clone()], || add_relu(&x, &y));
+    }
+}
+
+#[test]
+fn mlp() {
+    for mut rng in cases(5, 20) {
+        let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
+        let config = MlpConfig {
+            linear: LinearConfig { bias: below(&mut rng, 2) == 0, init: None },
+            hidden_norm: below(&mut rng, 2) == 0,
+            last_norm: [None, Some(Affine::Scale)][below(&mut rng, 2)],
+        };
+        let mlp = Mlp::new(&[4, 5, 6, 3], config, &params.root()).unwrap();
+        let x = Var::from_tensor(&uniform(&mut rng, &[6, 4])).unwrap();
+        let mut inputs = vec![x.clone()];
+        // A bias that a batch norm follows has gradient zero, which central differences drown in rounding.
+        inputs.extend(params.trainable().into_iter().filter(|(n, _)| n.ends_with("weight")).map(|(_, v)| v));
+        check(&mut rng, &format!("{config:?}"), &inputs, || mlp.forward_t(&x, true));
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let run = || -> Vec<Vec<f32>> {
+        let mut rng = rng(1, Purpose::Init, 6, 0, 0);
+        let x = Var::from_tensor(&uniform(&mut rng, &[19, 6, 11, 9]).to_dtype(DType::F32).unwrap()).unwrap();
+        let weight = Var::from_tensor(&uniform(&mut rng, &[8, 6, 3, 3]).to_dtype(DType::F32).unwrap()).unwrap();
+        let params = Params::new(3, DType::F32, &Device::Cpu);
+        let bn = BatchNorm::new(8, BatchNormConfig::default(), &params.root()).unwrap();
+        let y = conv2d(&x, &weight, Conv2dConfig { padding: 1, ..Default::default() }).unwrap();
+        let y = max_pool2d(&bn.forward_relu_t(&y, true).unwrap(), 3, 2, 1).unwrap();
+        let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let all = [&x, &weight].map(|v| grads.get(v).unwrap().flatten_all().unwrap().to_vec1().unwrap());
+        all.into_iter().chain([y.flatten_all().unwrap().to_vec1().unwrap()]).collect()
+    };
+    let with = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(4));
+}

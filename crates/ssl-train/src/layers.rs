@@ -1,0 +1,197 @@
+//! Recipes in layers: defaults, then a recipe file, then single keys from the command line, each checked against what
+//! the defaults have.
+
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+
+/// Lays `overrides` (`key.path`, value as TOML or bare text) over `table`, in order.
+///
+/// The keys of a table belong to its `name`: where an override changes the name, the other keys of the old one go.
+pub(crate) fn apply(table: &mut Table, overrides: &[(String, String)]) -> Result<()> {
+    let (names, others): (Vec<_>, Vec<_>) = overrides.iter().partition(|(key, _)| key.ends_with(".name"));
+    for (key, text) in names.into_iter().chain(others) {
+        let mut parts: Vec<&str> = key.split('.').collect();
+        let Some(last) = parts.pop().filter(|last| !last.is_empty() && parts.iter().all(|p| !p.is_empty())) else {
+            return Err(Error::Recipe(format!("`{key}` is not a key; keys look like `optimizer.lr`")));
+        };
+        let mut place = &mut *table;
+        for part in &parts {
+            let entry = place.entry(*part).or_insert_with(|| Value::Table(Table::new()));
+            place = match entry {
+                Value::Table(inner) => inner,
+                other => {
+                    return Err(Error::Recipe(format!("`{part}` in `{key}` is {}, not a table", kind(other))));
+                }
+            };
+        }
+        let value = parse(text);
+        if last == "name" && !parts.is_empty() && place.get("name").is_some_and(|old| old != &value) {
+            place.clear();
+        }
+        place.insert(last.to_owned(), value);
+    }
+    Ok(())
+}
+
+/// A value as it stands behind `--set key=`: TOML if it is, else text without quotes.
+fn parse(text: &str) -> Value {
+    let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
+    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// Overwrites the values of `reference` by those of `layer`.
+///
+/// # Errors
+/// If `layer` has a key that `reference` lacks, or a value of another type.
+pub(crate) fn merge(reference: &mut Table, layer: Table) -> Result<()> {
+    let known = key_paths(reference, "");
+    merge_below(reference, layer, "", &known)
+}
+
+fn merge_below(reference: &mut Table, layer: Table, path: &str, known: &[String]) -> Result<()> {
+    for (key, value) in layer {
+        let path = join(path, &key);
+        let Some(slot) = reference.get_mut(&key) else { return Err(unknown_key(&path, known)) };
+        match (slot, value) {
+            (Value::Table(inner), Value::Table(layer)) => merge_below(inner, layer, &path, known)?,
+            (slot @ Value::Float(_), Value::Integer(whole)) => *slot = Value::Float(whole as f64),
+            (slot @ Value::Array(_), Value::Array(items)) => *slot = Value::Array(like(slot, items)),
+            (slot, value) if slot.same_type(&value) => *slot = value,
+            (slot, value) => {
+                return Err(Error::Recipe(format!(
+                    "{path} = {value} is {}, expected {} such as {slot}",
+                    kind(&value),
+                    kind(slot)
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `items` with whole numbers turned into floats where `slot` holds floats.
+fn like(slot: &Value, items: Vec<Value>) -> Vec<Value> {
+    let floats = slot.as_array().is_some_and(|old| old.iter().any(Value::is_float));
+    let convert = |item| match item {
+        Value::Integer(whole) if floats => Value::Float(whole as f64),
+        other => other,
+    };
+    items.into_iter().map(convert).collect()
+}
+
+fn unknown_key(path: &str, known: &[String]) -> Error {
+    let nearest = known.iter().max_by(|a, b| {
+        let likeness = |key: &str| strsim::normalized_damerau_levenshtein(path, key);
+        likeness(a).total_cmp(&likeness(b))
+    });
+    let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+    let siblings: Vec<&str> = known
+        .iter()
+        .filter_map(|key| key.strip_prefix(section)?.strip_prefix('.'))
+        .filter(|_| !section.is_empty())
+        .collect();
+    let hint = match nearest {
+        Some(key) if strsim::normalized_damerau_levenshtein(path, key) > 0.7 => format!("; did you mean `{key}`?"),
+        _ if siblings.is_empty() => "; `cargo xtask pretrain --print-recipe` shows all keys".to_owned(),
+        _ => format!("; `{section}` has: {}", siblings.join(", ")),
+    };
+    Error::Recipe(format!("unknown key `{path}`{hint}"))
+}
+
+/// The dotted paths of all values below `table`.
+fn key_paths(table: &Table, path: &str) -> Vec<String> {
+    let below = table.iter().flat_map(|(key, value)| match value {
+        Value::Table(inner) => key_paths(inner, &join(path, key)),
+        _ => vec![join(path, key)],
+    });
+    below.collect()
+}
+
+/// The keys whose values differ, with both values: `optimizer.lr: 0.1 there, 0.2 here`.
+pub(crate) fn differences(there: &Table, here: &Table) -> Vec<String> {
+    fn collect(there: &Table, here: &Table, path: &str, found: &mut Vec<String>) {
+        let keys: std::collections::BTreeSet<&String> = there.keys().chain(here.keys()).collect();
+        for key in keys {
+            let path = join(path, key);
+            match (there.get(key), here.get(key)) {
+                (Some(Value::Table(a)), Some(Value::Table(b))) => collect(a, b, &path, found),
+                (a, b) if a == b => {}
+                (a, b) => {
+                    let show = |v: Option<&Value>| v.map_or("nothing".to_owned(), Value::to_string);
+                    found.push(format!("{path}: {} there, {} here", show(a), show(b)));
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(there, here, "", &mut found);
+    found
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "text",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Table {
+        text.parse().unwrap()
+    }
+
+    fn merged(reference: &str, layer: &str) -> Result<Table> {
+        let mut reference = table(reference);
+        merge(&mut reference, table(layer)).map(|()| reference)
+    }
+
+    #[test]
+    fn values_are_replaced_key_by_key() {
+        let result = merged("[a]\nx = 1.5\ny = 2\n[b]\nz = [0.5, 1.0]", "[a]\nx = 3\n[b]\nz = [1, 2]").unwrap();
+        assert_eq!(result, table("[a]\nx = 3.0\ny = 2\n[b]\nz = [1.0, 2.0]"));
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_are_refused_by_name() {
+        for (layer, message) in [
+            ("[optimzer]\nlr = 1.0", "recipe: unknown key `optimzer`"),
+            ("[optimizer]\nlrr = 1.0", "unknown key `optimizer.lrr`; did you mean `optimizer.lr`?"),
+            ("[optimizer]\nsomething = 1.0", "`optimizer` has: lr, on"),
+            ("[optimizer]\nlr = \"big\"", "optimizer.lr = \"big\" is text, expected a number such as 0.1"),
+            ("[optimizer]\non = 1", "optimizer.on = 1 is a whole number, expected true or false such as true"),
+        ] {
+            let error = merged("[optimizer]\nlr = 0.1\non = true", layer).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_new_name_clears_the_keys_of_the_old_one() {
+        let mut base = table("[optimizer]\nname = \"adamw\"\nbeta1 = 0.9");
+        let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        apply(&mut base, &[set("optimizer.lr", "0.5"), set("optimizer.name", "sgd")]).unwrap();
+        assert_eq!(base, table("[optimizer]\nname = \"sgd\"\nlr = 0.5"));
+        apply(&mut base, &[set("a.b", "[1, 2]"), set("c", "plain text")]).unwrap();
+        assert_eq!(base["a"], Value::Table(table("b = [1, 2]")));
+        assert_eq!(base["c"].as_str(), Some("plain text"));
+    }
+
+    #[test]
+    fn differences_name_both_sides() {
+        let found = differences(&table("x = 1\n[a]\ny = 2"), &table("x = 1\n[a]\ny = 3\nz = 4"));
+        assert_eq!(found, ["a.y: 2 there, 3 here", "a.z: nothing there, 4 here"]);
+    }
+}

@@ -1,0 +1,35 @@
+//! The training loop and what belongs to it.
+//!
+//! A [`Recipe`] decides everything that changes the result; a [`Session`] runs it in a folder and can be stopped at any
+//! step and resumed to the same bits; [`Observer`]s look on. [`evaluate`] judges the encoder against its baselines.
+
+mod checkpoint;
+mod error;
+mod evaluate;
+mod gradients;
+mod images;
+mod layers;
+mod loader;
+mod observer;
+mod optimizer;
+mod recipe;
+mod run_folder;
+mod sampler;
+mod schedule;
+mod session;
+mod trainer;
+mod update;
+
+pub use checkpoint::Checkpoint;
+pub use error::{Error, Result};
+pub use evaluate::{Baselines, Evaluation, Protocol, Scores, evaluate};
+pub use gradients::Gradients;
+pub use images::{Images, open_images};
+pub use loader::Loader;
+pub use observer::{Control, Observer, StepReport};
+pub use optimizer::{AdamConfig, LarsConfig, Optimizer, OptimizerConfig, ParamGroup, SgdConfig};
+pub use recipe::{AugmentConfig, CheckpointConfig, DataConfig, EvalConfig, Recipe, TrainConfig};
+pub use run_folder::RunFolder;
+pub use sampler::Sampler;
+pub use schedule::{Schedule, ScheduleConfig};
+pub use session::{Outcome, Session};

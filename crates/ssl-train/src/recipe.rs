@@ -1,0 +1,452 @@
+//! A recipe: everything that decides the result of a run, in one TOML file.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use ssl_augment::{MultiView, Normalize, ViewConfig, presets};
+use ssl_backbones::BackboneConfig;
+use ssl_data::OnError;
+use ssl_methods::MethodConfig;
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+use crate::layers;
+use crate::optimizer::OptimizerConfig;
+use crate::schedule::ScheduleConfig;
+
+/// The recipes that come with the library, by name; the first is the default.
+const EMBEDDED: [(&str, &str); 3] = [
+    ("simclr-fashion-mnist", include_str!("../recipes/simclr-fashion-mnist.toml")),
+    ("simclr-cifar10", include_str!("../recipes/simclr-cifar10.toml")),
+    ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
+];
+
+/// Everything that decides the result of a run.
+///
+/// ```
+/// use ssl_train::Recipe;
+///
+/// let recipe = Recipe::load("simclr-fashion-mnist", &[("optimizer.lr".into(), "0.01".into())])?;
+/// assert_eq!(recipe.optimizer.lr(), 0.01);
+/// let error = Recipe::load("simclr-fashion-mnist", &[("optimizer.lrr".into(), "1".into())]).unwrap_err();
+/// assert!(error.to_string().contains("did you mean `optimizer.lr`?"));
+/// # Ok::<(), ssl_train::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the recipe.
+    pub name: String,
+    /// Seed of all randomness.
+    pub seed: u64,
+    /// The images.
+    pub data: DataConfig,
+    /// How views are made.
+    pub augment: AugmentConfig,
+    /// The encoder.
+    pub backbone: BackboneConfig,
+    /// The method.
+    pub method: MethodConfig,
+    /// The update rule.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over time.
+    pub schedule: ScheduleConfig,
+    /// Length and batches.
+    pub train: TrainConfig,
+    /// What is kept for resuming.
+    pub checkpoint: CheckpointConfig,
+    /// How the encoder is judged.
+    pub eval: EvalConfig,
+}
+
+/// The images of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A folder of images, IDX files or CIFAR batches, or `fashion-mnist` for the data that ships with the project.
+    pub path: String,
+    /// What to do about a file that cannot be decoded: `stop` or `skip`.
+    pub on_error: String,
+    /// Share of the training images held out for evaluation if the data has labels but no test split, in `(0, 1)`.
+    pub holdout: f64,
+}
+
+/// How views are made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AugmentConfig {
+    /// One of [`ssl_augment::presets`].
+    pub preset: String,
+    /// Side of the views in pixels.
+    pub size: usize,
+    /// Strength of the colour changes, for presets that have one.
+    pub strength: f64,
+    /// `u8`: as Pillow, rounding after each operation; `f32`: as torchvision on float tensors.
+    pub arithmetic: String,
+    /// Mean of each channel in `[0, 1]`, subtracted last.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel, divided by last.
+    pub std: [f64; 3],
+    /// Keys of [`ViewConfig`] that replace the preset's in every view, such as `crop_scale`.
+    #[serde(flatten)]
+    pub overrides: Table,
+}
+
+/// Length and batches of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the images.
+    pub epochs: usize,
+    /// Stop after this many optimiser steps; 0 for no limit. The schedule is that of the whole run.
+    pub max_steps: usize,
+    /// Images of one optimiser step.
+    pub batch_size: usize,
+    /// Parts that a batch is computed in, one after the other; contrastive losses then see fewer negatives.
+    pub accumulate: usize,
+    /// Largest global norm of the gradients; 0 for no limit.
+    pub clip_norm: f64,
+}
+
+/// What is kept for resuming.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Optimiser steps between checkpoints.
+    pub every_steps: usize,
+    /// Checkpoints kept, at least 2, so that one survives if the newest is damaged.
+    pub keep: usize,
+}
+
+/// How the encoder is judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Neighbours of the kNN classifier.
+    pub knn_k: usize,
+    /// Temperature of its votes.
+    pub knn_temperature: f64,
+}
+
+impl Recipe {
+    /// Names of the embedded recipes; the first is the default.
+    pub fn embedded() -> impl Iterator<Item = &'static str> {
+        EMBEDDED.iter().map(|(name, _)| *name)
+    }
+
+    /// Reads the embedded recipe or the TOML file `source` and lays `overrides` (key, value) over it.
+    ///
+    /// # Errors
+    /// If there is no such recipe, or a key or value is refused; the message names key, value and allowed range.
+    pub fn load(source: &str, overrides: &[(String, String)]) -> Result<Self> {
+        let text = match EMBEDDED.iter().find(|(name, _)| *name == source) {
+            Some((_, text)) => (*text).to_owned(),
+            None => std::fs::read_to_string(source).map_err(|e| {
+                let names: Vec<_> = Self::embedded().collect();
+                Error::Recipe(format!(
+                    "`{source}` is neither a recipe ({}) nor a file that can be read ({e})",
+                    names.join(", ")
+                ))
+            })?,
+        };
+        Self::parse(&text, overrides).map_err(|error| match error {
+            Error::Recipe(reason) => Error::Recipe(format!("{source}: {reason}")),
+            other => other,
+        })
+    }
+
+    /// Reads a recipe from TOML text and lays `overrides` over it.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self> {
+        let mut layer: Table = text.parse().map_err(|e| Error::Recipe(format!("not TOML: {e}")))?;
+        layers::apply(&mut layer, overrides)?;
+        let mut table = to_table(&Self::reference(&layer)?)?;
+        // Of the view's keys only those that a layer has belong to the recipe; the others come from the preset.
+        let mut every_key = table.clone();
+        if let Some(Value::Table(augment)) = every_key.get_mut("augment") {
+            augment.extend(view_keys()?);
+        }
+        layers::merge(&mut every_key, layer.clone())?;
+        let overrides = take_view_keys(&mut layer)?;
+        layers::merge(&mut table, layer)?;
+        if let Some(Value::Table(augment)) = table.get_mut("augment") {
+            augment.extend(overrides);
+        }
+        let recipe: Recipe = from_table(table)?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML, every key spelled out.
+    ///
+    /// # Errors
+    /// If a number does not fit TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Recipe(e.to_string()))
+    }
+
+    /// Sixteen hexadecimal digits that change with whatever changes the result, the place of the data excepted.
+    ///
+    /// # Errors
+    /// As [`Recipe::to_toml`].
+    pub fn hash(&self) -> Result<String> {
+        let mut copy = self.clone();
+        copy.data.path = String::new();
+        let digest = Sha256::digest(copy.to_toml()?.as_bytes());
+        Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Key by key what differs from `there`, except what does not change the result.
+    ///
+    /// # Errors
+    /// As [`Recipe::to_toml`].
+    pub(crate) fn differences(&self, there: &Self) -> Result<Vec<String>> {
+        Ok(layers::differences(&to_table(there)?, &to_table(self)?))
+    }
+
+    /// All keys with their defaults, for the variants that `layer` names.
+    fn reference(layer: &Table) -> Result<Self> {
+        let chosen = |section: &str, default: &str| -> Result<String> {
+            match layer.get(section).and_then(|table| table.get("name")) {
+                None => Ok(default.to_owned()),
+                Some(Value::String(name)) => Ok(name.clone()),
+                Some(other) => Err(Error::Recipe(format!("{section}.name = {other} is not a name"))),
+            }
+        };
+        let unknown = |section: &str, name: &str, names: &[&str]| {
+            Error::Recipe(format!("{section}.name = \"{name}\" is unknown; available: {}", names.join(", ")))
+        };
+        let (method, optimizer) = (chosen("method", "simclr")?, chosen("optimizer", "lars")?);
+        let (schedule, backbone) = (chosen("schedule", "cosine")?, chosen("backbone", "resnet50")?);
+        Ok(Self {
+            name: "unnamed".to_owned(),
+            seed: 0,
+            data: DataConfig { path: "fashion-mnist".to_owned(), on_error: "stop".to_owned(), holdout: 0.2 },
+            augment: AugmentConfig {
+                preset: method.clone(),
+                size: 224,
+                strength: 1.0,
+                arithmetic: "u8".to_owned(),
+                mean: [0.0; 3],
+                std: [1.0; 3],
+                overrides: Table::new(),
+            },
+            backbone: BackboneConfig::named(&backbone)
+                .map_err(|_| unknown("backbone", &backbone, &BackboneConfig::NAMES))?,
+            method: MethodConfig::named(&method).ok_or_else(|| unknown("method", &method, &MethodConfig::NAMES))?,
+            optimizer: OptimizerConfig::named(&optimizer)
+                .ok_or_else(|| unknown("optimizer", &optimizer, &OptimizerConfig::NAMES))?,
+            schedule: ScheduleConfig::named(&schedule)
+                .ok_or_else(|| unknown("schedule", &schedule, &ScheduleConfig::NAMES))?,
+            train: TrainConfig { epochs: 100, max_steps: 0, batch_size: 256, accumulate: 1, clip_norm: 0.0 },
+            checkpoint: CheckpointConfig { every_steps: 100, keep: 2 },
+            eval: EvalConfig { knn_k: 20, knn_temperature: 0.07 },
+        })
+    }
+
+    fn validate(&self) -> Result<()> {
+        let refuse = |reason: String| Err(Error::Recipe(reason));
+        let (train, checkpoint, eval, data) = (&self.train, &self.checkpoint, &self.eval, &self.data);
+        if i64::try_from(self.seed).is_err() {
+            return refuse(format!("seed = {} is not in 0..=9223372036854775807", self.seed));
+        }
+        if self.backbone.width == 0 || self.backbone.width > 4096 {
+            return refuse(format!("backbone.width = {} is not in 1..=4096", self.backbone.width));
+        }
+        if train.epochs == 0 || train.batch_size < 2 {
+            return refuse(format!(
+                "train.epochs = {} must be at least 1 and train.batch_size = {} at least 2",
+                train.epochs, train.batch_size
+            ));
+        }
+        if train.accumulate == 0 || train.batch_size % train.accumulate != 0 || train.batch_size / train.accumulate < 2
+        {
+            return refuse(format!(
+                "train.accumulate = {} must divide train.batch_size = {} into parts of at least 2 images",
+                train.accumulate, train.batch_size
+            ));
+        }
+        if !(train.clip_norm >= 0.0 && train.clip_norm.is_finite()) {
+            return refuse(format!("train.clip_norm = {} is not in [0, ∞); 0 stands for no limit", train.clip_norm));
+        }
+        if checkpoint.every_steps == 0 || checkpoint.keep < 2 {
+            return refuse(format!(
+                "checkpoint.every_steps = {} must be at least 1 and checkpoint.keep = {} at least 2",
+                checkpoint.every_steps, checkpoint.keep
+            ));
+        }
+        if eval.knn_k == 0 || !(eval.knn_temperature > 0.0 && eval.knn_temperature.is_finite()) {
+            return refuse(format!(
+                "eval.knn_k = {} must be at least 1 and eval.knn_temperature = {} positive",
+                eval.knn_k, eval.knn_temperature
+            ));
+        }
+        if !(data.holdout > 0.0 && data.holdout < 1.0) {
+            return refuse(format!("data.holdout = {} is not in (0, 1)", data.holdout));
+        }
+        data.policy()?;
+        for check in [self.method.validate(), self.optimizer.validate(), self.schedule.validate(train.epochs)] {
+            check.map_err(Error::Recipe)?;
+        }
+        self.augment.is_float()?;
+        self.augment.normalize()?;
+        self.augment.multi_view().map(drop)
+    }
+}
+
+impl DataConfig {
+    /// What to do about a broken file.
+    pub(crate) fn policy(&self) -> Result<OnError> {
+        match self.on_error.as_str() {
+            "stop" => Ok(OnError::Stop),
+            "skip" => Ok(OnError::Skip),
+            other => Err(Error::Recipe(format!("data.on_error = \"{other}\" is neither \"stop\" nor \"skip\""))),
+        }
+    }
+}
+
+impl AugmentConfig {
+    /// The views of every image.
+    ///
+    /// # Errors
+    /// If the preset is unknown or a value out of range.
+    pub fn multi_view(&self) -> Result<MultiView> {
+        Ok(MultiView::new(&self.views()?)?)
+    }
+
+    /// The last step of every view.
+    ///
+    /// # Errors
+    /// If a standard deviation is not positive.
+    pub fn normalize(&self) -> Result<Normalize> {
+        Ok(Normalize::new(self.mean, self.std)?)
+    }
+
+    /// Whether views are made in `f32`.
+    pub(crate) fn is_float(&self) -> Result<bool> {
+        match self.arithmetic.as_str() {
+            "u8" => Ok(false),
+            "f32" => Ok(true),
+            other => Err(Error::Recipe(format!("augment.arithmetic = \"{other}\" is neither \"u8\" nor \"f32\""))),
+        }
+    }
+
+    fn views(&self) -> Result<Vec<ViewConfig>> {
+        let views = presets::by_name(&self.preset, self.size, self.strength).ok_or_else(|| {
+            let names = presets::names().join(", ");
+            Error::Recipe(format!("augment.preset = \"{}\" is unknown; available: {names}", self.preset))
+        })?;
+        let with_overrides = |view: ViewConfig| {
+            let mut table = to_table(&view)?;
+            layers::merge(&mut table, self.overrides.clone())?;
+            from_table(table)
+        };
+        views.into_iter().map(with_overrides).collect()
+    }
+}
+
+/// Keys of a view that a recipe may change; its size and number belong to the preset.
+fn view_keys() -> Result<Table> {
+    let mut table = to_table(&ViewConfig::default())?;
+    for key in ["size", "copies", "order"] {
+        table.remove(key);
+    }
+    Ok(table)
+}
+
+/// Removes the view's keys from the table `[augment]` of `layer` and returns them.
+fn take_view_keys(layer: &mut Table) -> Result<Table> {
+    let Some(Value::Table(augment)) = layer.get_mut("augment") else { return Ok(Table::new()) };
+    Ok(view_keys()?.keys().filter_map(|key| augment.remove_entry(key)).collect())
+}
+
+fn to_table<T: Serialize>(value: &T) -> Result<Table> {
+    Table::try_from(value).map_err(|e| Error::Recipe(e.to_string()))
+}
+
+fn from_table<T: DeserializeOwned>(table: Table) -> Result<T> {
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| Error::Recipe(e.message().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(overrides: &[(&str, &str)]) -> Result<Recipe> {
+        let overrides: Vec<_> = overrides.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        Recipe::load("simclr-fashion-mnist", &overrides)
+    }
+
+    #[test]
+    fn every_embedded_recipe_is_valid_and_survives_a_round_trip() {
+        for name in Recipe::embedded() {
+            let recipe = Recipe::load(name, &[]).unwrap();
+            assert_eq!(recipe.name, name);
+            assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), &[]).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn bad_recipes_are_refused_with_key_value_and_range() {
+        for (key, value, part) in [
+            ("optimzer.lr", "1", "unknown key `optimzer.lr`; did you mean `optimizer.lr`?"),
+            ("optimizer.lr", "-1", "optimizer.lr = -1 is not in [0, 10000]"),
+            ("optimizer.lr", "fast", "optimizer.lr = \"fast\" is text, expected a number"),
+            ("optimizer.lr", "nan", "optimizer.lr = NaN is not in"),
+            ("optimizer.name", "adagrad", "\"adagrad\" is unknown; available: sgd, adamw, adam, lars"),
+            ("optimizer.beta1", "1.0", "optimizer.beta1 = 1 is not in"),
+            ("method.name", "simclear", "available: simclr"),
+            ("method.temperature", "0", "method.temperature = 0 is not in (0, 10]"),
+            ("method.projector_layers", "0", "method.projector_layers = 0 in 1..=8"),
+            ("backbone.name", "vgg16", "available: resnet18, resnet34, resnet50"),
+            ("backbone.width", "0", "backbone.width = 0 is not in 1..=4096"),
+            ("backbone.stem", "tiny", "unknown variant `tiny`, expected `imagenet` or `cifar`"),
+            ("schedule.warmup_epochs", "1000", "schedule.warmup_epochs = 1000 is not in 0.."),
+            ("schedule.end_factor", "2", "schedule.end_factor = 2 is not in [0, 1]"),
+            ("train.epochs", "0", "train.epochs = 0 must be at least 1"),
+            ("train.epochs", "1.5", "train.epochs = 1.5 is a number, expected a whole number"),
+            ("train.epochs", "-3", "invalid value: integer `-3`"),
+            ("train.batch_size", "1", "train.batch_size = 1 at least 2"),
+            ("train.accumulate", "3", "train.accumulate = 3 must divide train.batch_size"),
+            ("train.clip_norm", "-0.5", "train.clip_norm = -0.5 is not in [0, ∞)"),
+            ("checkpoint.keep", "1", "checkpoint.keep = 1 at least 2"),
+            ("checkpoint.every_steps", "0", "checkpoint.every_steps = 0 must be at least 1"),
+            ("eval.knn_k", "0", "eval.knn_k = 0 must be at least 1"),
+            ("eval.knn_temperature", "0", "eval.knn_temperature = 0 positive"),
+            ("data.on_error", "panic", "neither \"stop\" nor \"skip\""),
+            ("data.holdout", "1", "data.holdout = 1 is not in (0, 1)"),
+            ("augment.preset", "nothing", "available: simclr"),
+            ("augment.crop_scale", "[0, 1]", "crop_scale"),
+            ("augment.jitter.hue", "0.7", "jitter.hue"),
+            ("augment.jitter.hju", "0.7", "did you mean `augment.jitter.hue`?"),
+            ("augment.flip_p", "true", "augment.flip_p = true is true or false, expected a number"),
+            ("augment.size", "0", "size is 0"),
+            ("augment.std", "[1, 0, 1]", "std"),
+            ("augment.arithmetic", "f16", "neither \"u8\" nor \"f32\""),
+            ("augment", "3", "augment = 3 is a whole number, expected a table"),
+            ("seed", "-1", "invalid value: integer `-1`"),
+            ("", "1", "`` is not a key"),
+            ("a..b", "1", "`a..b` is not a key"),
+        ] {
+            let error = parse(&[(key, value)]).unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{key}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn view_keys_replace_the_presets_in_every_view() {
+        let recipe = parse(&[("augment.crop_scale", "[0.5, 1]"), ("augment.jitter.p", "0.25")]).unwrap();
+        for view in recipe.augment.views().unwrap() {
+            assert_eq!((view.crop_scale, view.jitter.p), ([0.5, 1.0], 0.25));
+            assert!(view.jitter.hue > 0.0, "the other keys of jitter stay the preset's");
+        }
+    }
+
+    #[test]
+    fn the_hash_follows_the_result_and_not_the_place_of_the_data() {
+        let hash = |overrides: &[(&str, &str)]| parse(overrides).unwrap().hash().unwrap();
+        assert_eq!(hash(&[]), hash(&[("data.path", "elsewhere")]));
+        assert_ne!(hash(&[]), hash(&[("seed", "1")]));
+    }
+}

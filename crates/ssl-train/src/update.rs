@@ -1,0 +1,108 @@
+//! The arithmetic of the optimisers, on slices: one pass over each parameter.
+
+use crate::optimizer::{AdamConfig, LarsConfig, ParamGroup, SgdConfig};
+
+/// `g ← g + λw; v ← μv + g; w ← w − lr·v`; with Nesterov `w ← w − lr·(g + μv)`.
+pub(crate) fn sgd(c: &SgdConfig, group: &ParamGroup, lr: f64, w: &mut [f32], g: &[f32], slots: &mut [Vec<f32>]) {
+    let (lr, momentum, decay) = (lr as f32, c.momentum as f32, group.weight_decay as f32);
+    for ((w, g), v) in w.iter_mut().zip(g).zip(&mut slots[0]) {
+        let g = g + decay * *w;
+        *v = momentum * *v + g;
+        *w -= lr * if c.nesterov { g + momentum * *v } else { *v };
+    }
+}
+
+/// Adam (Kingma & Ba, 2015), with the decay applied to the weight (`decoupled`) or added to the gradient.
+pub(crate) fn adam(
+    c: &AdamConfig,
+    group: &ParamGroup,
+    decoupled: bool,
+    lr: f64,
+    step: usize,
+    w: &mut [f32],
+    g: &[f32],
+    slots: &mut [Vec<f32>],
+) {
+    let [m, v] = slots else { return };
+    let (beta1, beta2, eps) = (c.beta1 as f32, c.beta2 as f32, c.eps as f32);
+    let root_correction = (1.0 - c.beta2.powi(step as i32)).sqrt() as f32;
+    let step_size = (lr / (1.0 - c.beta1.powi(step as i32))) as f32;
+    let (shrink, l2) = match decoupled {
+        true => ((1.0 - lr * group.weight_decay) as f32, 0.0),
+        false => (1.0, group.weight_decay as f32),
+    };
+    for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+        let g = g + l2 * *w;
+        *m += (1.0 - beta1) * (g - *m);
+        *v = beta2 * *v + (1.0 - beta2) * g * g;
+        *w = shrink * *w - step_size * *m / (v.sqrt() / root_correction + eps);
+    }
+}
+
+/// `g ← q·(g + λw)` with the trust ratio `q = η‖w‖ / ‖g + λw‖`, then momentum.
+pub(crate) fn lars(
+    c: &LarsConfig,
+    group: &ParamGroup,
+    lr: f64,
+    step: usize,
+    w: &mut [f32],
+    g: &[f32],
+    slots: &mut [Vec<f32>],
+) {
+    let decay = group.weight_decay as f32;
+    let trust = if group.adapt { trust_ratio(c, group.weight_decay, w, g) } else { Some(1.0) };
+    // A parameter or gradient of norm 0 takes a plain step; You et al.'s rule then skips the decay as well.
+    let (q, decay) = match trust {
+        Some(q) => (q as f32, decay),
+        None => (1.0, if c.separate_norms { 0.0 } else { decay }),
+    };
+    let momentum = c.momentum as f32;
+    let (inside, outside) = if c.lr_in_momentum { (lr as f32, 1.0) } else { (1.0, lr as f32) };
+    let first = step == 1;
+    for ((w, g), v) in w.iter_mut().zip(g).zip(&mut slots[0]) {
+        let g = inside * q * (g + decay * *w);
+        *v = if first { g } else { momentum * *v + g };
+        *w -= outside * if c.nesterov { g + momentum * *v } else { *v };
+    }
+}
+
+/// `η‖w‖ / ‖update‖`, or `None` where a norm is 0.
+fn trust_ratio(c: &LarsConfig, weight_decay: f64, w: &[f32], g: &[f32]) -> Option<f64> {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let w_norm = norm(&mut w.iter().map(|w| f64::from(*w)));
+    let update_norm = if c.separate_norms {
+        let g_norm = norm(&mut g.iter().map(|g| f64::from(*g)));
+        if g_norm == 0.0 { 0.0 } else { g_norm + weight_decay * w_norm + 1e-8 }
+    } else {
+        norm(&mut w.iter().zip(g).map(|(w, g)| f64::from(*g) + weight_decay * f64::from(*w)))
+    };
+    (w_norm > 0.0 && update_norm > 0.0).then(|| c.trust_coefficient * w_norm / update_norm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::OptimizerConfig;
+
+    fn group(adapt: bool, weight_decay: f64) -> ParamGroup {
+        ParamGroup { name: "g".into(), members: vec![], lr_factor: 1.0, weight_decay, adapt }
+    }
+
+    #[test]
+    fn the_first_lars_step_has_the_length_lr_eta_norm() {
+        let Some(OptimizerConfig::Lars(c)) = OptimizerConfig::named("lars") else { panic!() };
+        let (mut w, g) = (vec![3.0f32, -4.0], vec![0.1, 0.7]);
+        let before = w.clone();
+        lars(&c, &group(true, 0.1), 2.0, 1, &mut w, &g, &mut [vec![0.0; 2]]);
+        let moved: f32 = w.iter().zip(&before).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
+        assert!((moved - 2.0 * 1e-3 * 5.0).abs() < 1e-6, "{moved}");
+    }
+
+    #[test]
+    fn excluded_parameters_take_a_plain_step() {
+        let Some(OptimizerConfig::Lars(c)) = OptimizerConfig::named("lars") else { panic!() };
+        let mut w = vec![3.0f32];
+        lars(&c, &group(false, 0.0), 2.0, 1, &mut w, &[0.5], &mut [vec![0.0]]);
+        assert_eq!(w, [2.0]);
+    }
+}
