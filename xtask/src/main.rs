@@ -1,2 +1,89 @@
-//! The runner. 
-fn main() {}
+//! The runner: `cargo xtask COMMAND`. One file a command.
+
+// A program talks to its user and ends with an exit code; the lints against both are for the libraries.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod encoder;
+mod pretrain;
+mod progress;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Memory that a step frees is used again by the next instead of going back to the system.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Train a vision encoder on images without labels, see how good it is, and export it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Pretrain(pretrain::Pretrain),
+    Eval(encoder::Eval),
+    Export(encoder::Export),
+}
+
+fn main() -> ExitCode {
+    // The backward pass follows the graph by recursion, so a deep network needs a deep stack.
+    let worker = std::thread::Builder::new().name("main".to_owned()).stack_size(64 << 20).spawn(run);
+    match worker.map(std::thread::JoinHandle::join) {
+        Ok(Ok(Ok(code))) => code,
+        Ok(Ok(Err(error))) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+        Ok(Err(_)) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: no thread could be started: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Pretrain(command) => command.run(),
+        Command::Eval(command) => command.run(),
+        Command::Export(command) => command.run(),
+    }
+}
+
+/// The error with its causes, without the stack that candle appends when RUST_BACKTRACE is set.
+fn one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.split("\n   0: ").next().unwrap_or(&text).trim_end().to_owned()
+}
+
+/// The top folder of the project.
+fn project_root() -> PathBuf {
+    let xtask = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().map_or(xtask.clone(), PathBuf::from)
+}
+
+/// Where the data of a recipe lies: the name of the data that ships with the project, or a path.
+fn data_path(data: &str) -> PathBuf {
+    match data {
+        "fashion-mnist" => project_root().join("data/fashion-mnist"),
+        path => PathBuf::from(path),
+    }
+}
+
+/// Threads to compute with: those asked for, else all cores. Results do not depend on it.
+fn use_threads(asked: Option<usize>) -> anyhow::Result<usize> {
+    let threads = match asked {
+        Some(0) => anyhow::bail!("--threads = 0 must be at least 1"),
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    Ok(threads)
+}

@@ -41,7 +41,8 @@ impl BackboneConfig {
     /// # Errors
     /// If there is no such network; the message lists those there are.
     pub fn named(name: &str) -> Result<Self> {
-        let config = Self { name: name.to_owned(), stem: Stem::ImageNet, width: 64, zero_init_residual: false };
+        let config =
+            Self { name: name.to_owned(), stem: Stem::ImageNet, width: 64, zero_init_residual: false };
         config.resnet().map(|_| config)
     }
 

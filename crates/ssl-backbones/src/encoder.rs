@@ -82,7 +82,9 @@ pub fn load_encoder(path: &Path, device: &Device) -> Result<Encoder> {
     let file = TensorFile::read(path, device)?;
     let mismatch = |reason: String| Error::Mismatch { path: path.to_owned(), reason };
     let info = file.metadata.get(INFO).ok_or_else(|| {
-        mismatch(format!("holds no description of an encoder (metadata `{INFO}`); was it exported by ssl-vision?"))
+        mismatch(format!(
+            "holds no description of an encoder (metadata `{INFO}`); was it exported by ssl-vision?"
+        ))
     })?;
     let info: EncoderInfo =
         serde_json::from_str(info).map_err(|e| mismatch(format!("its description cannot be read ({e})")))?;
@@ -99,7 +101,11 @@ mod tests {
 
     fn info() -> EncoderInfo {
         EncoderInfo {
-            backbone: BackboneConfig { width: 4, stem: Stem::Cifar, ..BackboneConfig::named("resnet18").unwrap() },
+            backbone: BackboneConfig {
+                width: 4,
+                stem: Stem::Cifar,
+                ..BackboneConfig::named("resnet18").unwrap()
+            },
             method: "simclr".into(),
             input_size: 28,
             mean: [0.5; 3],

@@ -3,7 +3,9 @@
 
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
-use ssl_nn::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Scope, add_relu, global_avg_pool, max_pool2d};
+use ssl_nn::{
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Scope, add_relu, global_avg_pool, max_pool2d,
+};
 
 use crate::backbone::Backbone;
 
@@ -157,13 +159,7 @@ struct ResidualBlock {
 }
 
 impl ResidualBlock {
-    fn new(
-        config: &ResNetConfig,
-        c_in: usize,
-        width: usize,
-        stride: usize,
-        scope: &Scope,
-    ) -> Result<Self> {
+    fn new(config: &ResNetConfig, c_in: usize, width: usize, stride: usize, scope: &Scope) -> Result<Self> {
         let c_out = width * config.block.expansion();
         // (channels in, channels out, kernel, stride) of each convolution of the branch.
         let sizes = match config.block {
@@ -179,7 +175,10 @@ impl ResidualBlock {
         let branch = branch.collect::<Result<_>>()?;
         let downsample = (stride != 1 || c_in != c_out).then(|| {
             let scope = scope.pp("downsample");
-            Ok::<_, candle_core::Error>((conv(c_in, c_out, 1, stride, &scope.pp(0))?, norm(c_out, 1.0, &scope.pp(1))?))
+            Ok::<_, candle_core::Error>((
+                conv(c_in, c_out, 1, stride, &scope.pp(0))?,
+                norm(c_out, 1.0, &scope.pp(1))?,
+            ))
         });
         Ok(Self { branch, downsample: downsample.transpose()? })
     }
@@ -188,7 +187,11 @@ impl ResidualBlock {
         let mut y = x.clone();
         for (i, (conv, norm)) in self.branch.iter().enumerate() {
             y = conv.forward(&y)?;
-            y = if i + 1 < self.branch.len() { norm.forward_relu_t(&y, train)? } else { norm.forward_t(&y, train)? };
+            y = if i + 1 < self.branch.len() {
+                norm.forward_relu_t(&y, train)?
+            } else {
+                norm.forward_t(&y, train)?
+            };
         }
         match &self.downsample {
             Some((conv, norm)) => add_relu(&norm.forward_t(&conv.forward(x)?, train)?, &y),
@@ -236,7 +239,8 @@ mod tests {
                 let n = 3 * 3 * size * size;
                 let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % 101) as f32 / 50.0 - 1.0).collect();
                 let x = Tensor::from_vec(x, (3, 3, size, size), &Device::Cpu).unwrap();
-                let grads = net.forward_t(&x, true).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let grads =
+                    net.forward_t(&x, true).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
                 for (name, var) in params.trainable() {
                     let grad = grads.get(&var).unwrap_or_else(|| panic!("{name} has no gradient"));
                     let norm = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();

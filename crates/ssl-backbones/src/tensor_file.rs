@@ -50,7 +50,9 @@ impl TensorFile {
             .map_err(|e| corrupt(format!("its tensors cannot be read ({e})")))?;
         let mut file = Self { tensors: tensors.into_iter().collect(), metadata };
         let Some(expected) = file.metadata.remove(CHECKSUM) else {
-            return Err(corrupt("holds no checksum; it was not written by ssl-vision, or is damaged".to_owned()));
+            return Err(corrupt(
+                "holds no checksum; it was not written by ssl-vision, or is damaged".to_owned(),
+            ));
         };
         let found = file.checksum(&file.encode()?);
         if found != expected {
@@ -70,7 +72,8 @@ impl TensorFile {
         let mut offset = 0;
         for tensor in &order {
             let end = offset + tensor.bytes.len();
-            let entry = json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
+            let entry =
+                json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
             header.insert(tensor.name.to_owned(), entry);
             offset = end;
         }
@@ -204,7 +207,8 @@ mod tests {
             fs::write(&path, &broken).unwrap();
             if let Ok(read) = TensorFile::read(&path, &Device::Cpu) {
                 // Only a flip that means the same, such as another white space after the header, may pass.
-                let same = read.checksum(&read.encode().unwrap()) == file().checksum(&file().encode().unwrap());
+                let same =
+                    read.checksum(&read.encode().unwrap()) == file().checksum(&file().encode().unwrap());
                 assert!(same, "bit {bit}");
             }
         }

@@ -43,20 +43,29 @@ pub fn topk_accuracy(scores: &[f64], labels: &[u32], num_classes: usize, k: usiz
         return Err(Error::Empty);
     }
     if k < 1 || k > num_classes {
-        return Err(Error::Config { field: "k", value: k.to_string(), allowed: "1 to the number of classes" });
+        return Err(Error::Config {
+            field: "k",
+            value: k.to_string(),
+            allowed: "1 to the number of classes",
+        });
     }
     check_size("number of scores", scores.len(), labels.len() * num_classes)?;
     if let Some(index) = scores.iter().position(|score| score.is_nan()) {
-        return Err(Error::NonFinite { row: index / num_classes, column: index % num_classes, value: f64::NAN });
+        return Err(Error::NonFinite {
+            row: index / num_classes,
+            column: index % num_classes,
+            value: f64::NAN,
+        });
     }
     let mut hits = 0;
     for (row, (scores, &label)) in scores.chunks_exact(num_classes).zip(labels).enumerate() {
         let Some(&own) = scores.get(label as usize) else {
             return Err(Error::Label { row, label, num_classes });
         };
-        let before = scores.iter().enumerate().filter(|&(class, &score)| {
-            score > own || (score == own && class < label as usize)
-        });
+        let before = scores
+            .iter()
+            .enumerate()
+            .filter(|&(class, &score)| score > own || (score == own && class < label as usize));
         hits += usize::from(before.count() < k);
     }
     Ok(hits as f64 / labels.len() as f64)
@@ -92,7 +101,10 @@ mod tests {
         assert!(matches!(topk_accuracy(&[], &[], 2, 1), Err(Error::Empty)));
         assert!(matches!(topk_accuracy(&[0.5, 0.5], &[0], 2, 0), Err(Error::Config { field: "k", .. })));
         assert!(matches!(topk_accuracy(&[0.5, 0.5], &[0], 2, 3), Err(Error::Config { field: "k", .. })));
-        assert!(matches!(topk_accuracy(&[0.5; 3], &[0], 2, 1), Err(Error::Size { found: 3, expected: 2, .. })));
+        assert!(matches!(
+            topk_accuracy(&[0.5; 3], &[0], 2, 1),
+            Err(Error::Size { found: 3, expected: 2, .. })
+        ));
         assert!(matches!(topk_accuracy(&[0.5, 0.5], &[2], 2, 1), Err(Error::Label { row: 0, label: 2, .. })));
         let nan = topk_accuracy(&[0.5, 0.5, f64::NAN, 0.5], &[0, 0], 2, 1);
         assert!(matches!(nan, Err(Error::NonFinite { row: 1, column: 0, .. })));

@@ -57,7 +57,9 @@ pub enum Error {
         label: u32,
     },
     /// The training set is too small to hold samples out of it.
-    #[error("no class has two training samples, so c cannot be chosen on held-out ones: give one value in c_grid")]
+    #[error(
+        "no class has two training samples, so c cannot be chosen on held-out ones: give one value in c_grid"
+    )]
     HoldOut,
     /// A tensor operation failed.
     #[error(transparent)]

@@ -63,7 +63,7 @@ pub(crate) fn minimize(
     let mut iterations = 0;
     while max_abs(&current.gradient) > stop.tolerance && iterations < stop.max_iterations {
         let direction = descent_direction(&current.gradient, &history, scale, &precondition);
-        let Some(next) = line_search(&current, &direction, &evaluate)? else { break };
+        let Some(next) = line_search(&current, &direction, evaluate)? else { break };
         let (dx, dg) = (difference(&next.x, &current.x), difference(&next.gradient, &current.gradient));
         let curvature = dot(&dx, &dg);
         if curvature > 0.0 {

@@ -22,14 +22,23 @@ pub struct LinearProbeConfig {
 impl Default for LinearProbeConfig {
     fn default() -> Self {
         let LogisticRegressionConfig { max_iterations, tolerance, .. } = Default::default();
-        Self { c_grid: vec![0.001, 0.01, 0.1, 1.0, 10.0], validation_fraction: 0.1, max_iterations, tolerance }
+        Self {
+            c_grid: vec![0.001, 0.01, 0.1, 1.0, 10.0],
+            validation_fraction: 0.1,
+            max_iterations,
+            tolerance,
+        }
     }
 }
 
 impl LinearProbeConfig {
     fn check(&self) -> Result<()> {
         if self.c_grid.is_empty() {
-            return Err(Error::Config { field: "c_grid", value: "empty".into(), allowed: "at least one value" });
+            return Err(Error::Config {
+                field: "c_grid",
+                value: "empty".into(),
+                allowed: "at least one value",
+            });
         }
         self.c_grid.iter().try_for_each(|&c| check_positive("c_grid", c))?;
         check_positive("tolerance", self.tolerance)?;

@@ -124,7 +124,8 @@ impl Solver {
         check_positive("c", config.c)?;
         check_positive("tolerance", config.tolerance)?;
         let num_classes = self.design.num_classes();
-        let theta = start.map_or_else(|| vec![0.0; num_classes * self.design.width()], |fit| fit.theta.clone());
+        let theta =
+            start.map_or_else(|| vec![0.0; num_classes * self.design.width()], |fit| fit.theta.clone());
         let penalty = 1.0 / (config.c * self.samples as f64);
         let preconditioner = self.bound.preconditioner(penalty);
         let minimum = lbfgs::minimize(

@@ -175,7 +175,11 @@ mod tests {
                 design.evaluate(&theta, 0.3).unwrap().0
             };
             let numeric = (shifted(step) - shifted(-step)) / (2.0 * step);
-            assert!((gradient[index] - numeric).abs() < 2e-5, "{index}: {} is not {numeric}", gradient[index]);
+            assert!(
+                (gradient[index] - numeric).abs() < 2e-5,
+                "{index}: {} is not {numeric}",
+                gradient[index]
+            );
         }
     }
 

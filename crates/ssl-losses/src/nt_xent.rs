@@ -59,8 +59,11 @@ mod tests {
 
     /// Deterministic values without a pattern that a permutation would keep.
     fn matrix(n: usize, d: usize, salt: u64) -> Tensor {
-        let hash = |i: u64| (i + 1).wrapping_mul(0x9e3779b97f4a7c15 ^ salt).rotate_left(29).wrapping_mul(0xbf58476d1ce4e5b9);
-        let data: Vec<f64> = (0..(n * d) as u64).map(|i| (hash(i) >> 11) as f64 / (1u64 << 52) as f64 - 1.0).collect();
+        let hash = |i: u64| {
+            (i + 1).wrapping_mul(0x9e3779b97f4a7c15 ^ salt).rotate_left(29).wrapping_mul(0xbf58476d1ce4e5b9)
+        };
+        let data: Vec<f64> =
+            (0..(n * d) as u64).map(|i| (hash(i) >> 11) as f64 / (1u64 << 52) as f64 - 1.0).collect();
         Tensor::from_vec(data, (n, d), &Device::Cpu).unwrap()
     }
 
@@ -100,7 +103,8 @@ mod tests {
 
     #[test]
     fn gradient_equals_central_differences() {
-        let (a, b) = (Var::from_tensor(&matrix(4, 3, 5)).unwrap(), Var::from_tensor(&matrix(4, 3, 6)).unwrap());
+        let (a, b) =
+            (Var::from_tensor(&matrix(4, 3, 5)).unwrap(), Var::from_tensor(&matrix(4, 3, 6)).unwrap());
         let grads = nt_xent(&a, &b, 0.3).unwrap().backward().unwrap();
         for z in [&a, &b] {
             let grad = grads.get(z).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();

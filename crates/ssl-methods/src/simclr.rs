@@ -135,7 +135,8 @@ mod tests {
 
     fn batch(n: usize) -> Batch {
         let view = |salt: usize| {
-            let data: Vec<f32> = (0..n * 3 * 64).map(|i| ((i * 7919 + salt) % 251) as f32 / 125.0 - 1.0).collect();
+            let data: Vec<f32> =
+                (0..n * 3 * 64).map(|i| ((i * 7919 + salt) % 251) as f32 / 125.0 - 1.0).collect();
             Tensor::from_vec(data, (n, 3, 8, 8), &Device::Cpu).unwrap()
         };
         Batch { views: vec![view(0), view(13)], index: (0..n).collect() }
@@ -162,7 +163,10 @@ mod tests {
         let (params, _) = tiny(&SimClrConfig::default());
         let names = params.names();
         assert_eq!(names[0], "backbone.conv1.weight");
-        assert!(names.contains(&"projector.4.weight".to_owned()) && !names.contains(&"projector.4.bias".to_owned()));
+        assert!(
+            names.contains(&"projector.4.weight".to_owned())
+                && !names.contains(&"projector.4.bias".to_owned())
+        );
     }
 
     #[test]

@@ -165,7 +165,9 @@ impl Dims {
             [batch, c, rest @ ..] if *c == channels && matches!(rest.len(), 0 | 2) => {
                 Ok(Self { batch: *batch, channels, space: rest.iter().product() })
             }
-            dims => bail!("batch norm over {channels} channels: expected (B, C) or (B, C, H, W), got {dims:?}"),
+            dims => {
+                bail!("batch norm over {channels} channels: expected (B, C) or (B, C, H, W), got {dims:?}")
+            }
         }
     }
 
@@ -286,7 +288,8 @@ impl BatchNormOp {
                 *dx = scale * (dy - mean_dy - (*x - mean) * slope);
             }
         });
-        let d_weight = sums.iter().zip(&statistics.var).map(|([_, s], var)| T::from_f64(s * self.inverse_std(*var)));
+        let d_weight =
+            sums.iter().zip(&statistics.var).map(|([_, s], var)| T::from_f64(s * self.inverse_std(*var)));
         (dx, d_weight.collect(), sums.iter().map(|[s, _]| T::from_f64(*s)).collect())
     }
 }

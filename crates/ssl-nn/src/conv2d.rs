@@ -202,8 +202,8 @@ impl CustomOp2 for Conv2dOp {
         weight: &CpuStorage,
         weight_at: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
         use candle_core::WithDType;
+        use candle_core::backend::BackendStorage;
         let g = &self.geometry;
         let shape = Shape::from((g.batch, g.c_out, g.out_h, g.out_w));
         dispatch!(x.dtype(), "conv2d", T => {
@@ -484,8 +484,7 @@ mod tests {
     #[test]
     fn bad_sizes_are_refused_with_their_numbers() {
         let x = Tensor::zeros((1, 3, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let kernel =
-            |c, k| Tensor::zeros((2, c, k, k), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let kernel = |c, k| Tensor::zeros((2, c, k, k), candle_core::DType::F32, &Device::Cpu).unwrap();
         for (weight, config, part) in [
             (kernel(4, 3), Conv2dConfig::default(), "3 channels, the kernel expects 4"),
             (kernel(3, 5), Conv2dConfig::default(), "5x5 kernel (dilation 1) does not fit a 4x4 image"),

@@ -102,7 +102,12 @@ mod tests {
     use super::*;
 
     fn sample(init: Init, shape: &[usize], name: &str) -> Vec<f64> {
-        init.sample(shape, 3, name, DType::F64, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        init.sample(shape, 3, name, DType::F64, &Device::Cpu)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap()
     }
 
     fn moments(x: &[f64]) -> (f64, f64) {

@@ -111,7 +111,8 @@ impl Params {
     /// If `tensors` lacks a name of the store, has one more, or differs in a shape. The message lists the names.
     pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         let all = self.all();
-        let missing: Vec<_> = all.iter().map(|(n, _)| n.as_str()).filter(|n| !tensors.contains_key(*n)).collect();
+        let missing: Vec<_> =
+            all.iter().map(|(n, _)| n.as_str()).filter(|n| !tensors.contains_key(*n)).collect();
         let extra: Vec<_> = tensors.keys().filter(|n| self.get(n).is_none()).map(String::as_str).collect();
         if !missing.is_empty() || !extra.is_empty() {
             bail!("tensors do not match the model: missing {}; unexpected {}", list(&missing), list(&extra));
@@ -119,7 +120,11 @@ impl Params {
         for (name, var) in &all {
             let tensor = &tensors[name];
             if tensor.dims() != var.dims() {
-                bail!("tensor `{name}` has shape {:?} where the model expects {:?}", tensor.dims(), var.dims());
+                bail!(
+                    "tensor `{name}` has shape {:?} where the model expects {:?}",
+                    tensor.dims(),
+                    var.dims()
+                );
             }
         }
         all.iter().try_for_each(|(name, var)| {
@@ -300,13 +305,19 @@ mod tests {
         let mut wanted = tensors(&params);
         wanted.insert("layer.weight".into(), zeros.clone());
         for (break_it, part) in [
-            (Box::new(|t: &mut BTreeMap<_, _>| drop(t.remove("layer.running_mean"))) as Box<dyn Fn(&mut _)>,
-             "missing `layer.running_mean`"),
-            (Box::new(|t: &mut BTreeMap<_, _>| drop(t.insert("fc.bias".into(), zeros.clone()))),
-             "unexpected `fc.bias`"),
-            (Box::new(|t: &mut BTreeMap<_, _>| {
-                drop(t.insert("layer.running_mean".into(), zeros.clone()))
-            }), "`layer.running_mean` has shape [2, 3] where the model expects [2]"),
+            (
+                Box::new(|t: &mut BTreeMap<_, _>| drop(t.remove("layer.running_mean")))
+                    as Box<dyn Fn(&mut _)>,
+                "missing `layer.running_mean`",
+            ),
+            (
+                Box::new(|t: &mut BTreeMap<_, _>| drop(t.insert("fc.bias".into(), zeros.clone()))),
+                "unexpected `fc.bias`",
+            ),
+            (
+                Box::new(|t: &mut BTreeMap<_, _>| drop(t.insert("layer.running_mean".into(), zeros.clone()))),
+                "`layer.running_mean` has shape [2, 3] where the model expects [2]",
+            ),
         ] {
             let mut broken = wanted.clone();
             break_it(&mut broken);

@@ -156,7 +156,9 @@ mod tests {
         let y = max_pool2d(&x, 3, 2, 1).unwrap();
         assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [-2.0; 4]);
         let x = Tensor::new(&[[[[1f32, f32::NAN], [3., 2.]]]], &Device::Cpu).unwrap();
-        assert!(max_pool2d(&x, 2, 2, 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()[0].is_nan());
+        assert!(
+            max_pool2d(&x, 2, 2, 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()[0].is_nan()
+        );
     }
 
     #[test]
@@ -169,7 +171,9 @@ mod tests {
 
     #[test]
     fn the_composite_path_agrees_on_what_a_relu_leaves() {
-        for (h, w, kernel, stride, padding) in [(7, 6, 3, 2, 1), (8, 8, 2, 2, 0), (5, 9, 3, 3, 1), (9, 4, 2, 3, 1)] {
+        for (h, w, kernel, stride, padding) in
+            [(7, 6, 3, 2, 1), (8, 8, 2, 2, 0), (5, 9, 3, 3, 1), (9, 4, 2, 3, 1)]
+        {
             let init = crate::Init::Uniform { bound: 1.0 };
             let x = init.sample(&[2, 3, h, w], 5, "x", DType::F64, &Device::Cpu).unwrap().relu().unwrap();
             let output = |size: usize| (size + 2 * padding - kernel) / stride + 1;

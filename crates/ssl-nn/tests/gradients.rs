@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand_core::RngCore;
 use ssl_nn::{
-    Affine, BatchNorm, BatchNormConfig, Conv2dConfig, LinearConfig, Mlp, MlpConfig, Params, Purpose, Rng, add_relu,
-    conv2d, global_avg_pool, max_pool2d, relu, rng,
+    Affine, BatchNorm, BatchNormConfig, Conv2dConfig, LinearConfig, Mlp, MlpConfig, Params, Purpose, Rng,
+    add_relu, conv2d, global_avg_pool, max_pool2d, relu, rng,
 };
 
 fn cases(name: u64, n: u64) -> impl Iterator<Item = Rng> {
@@ -41,7 +41,11 @@ fn check(rng: &mut Rng, label: &str, inputs: &[Var], f: impl Fn() -> Result<Tens
             let slope = (value_at(start[i] + step) - value_at(start[i] - step)) / (2.0 * step);
             value_at(start[i]);
             let error = (slope - grad[i]).abs();
-            assert!(error <= 1e-6 * (1.0 + slope.abs()), "{label}: input {which}[{i}]: {} is not {slope}", grad[i]);
+            assert!(
+                error <= 1e-6 * (1.0 + slope.abs()),
+                "{label}: input {which}[{i}]: {} is not {slope}",
+                grad[i]
+            );
         }
     }
 }
@@ -70,7 +74,8 @@ fn convolution() {
 fn convolution_equals_candles_forward_and_takes_any_layout() {
     for mut rng in cases(2, 40) {
         let (c_in, c_out, k) = (1 + below(&mut rng, 20), 1 + below(&mut rng, 20), 1 + below(&mut rng, 3));
-        let config = Conv2dConfig { stride: 1 + below(&mut rng, 2), padding: below(&mut rng, 2), dilation: 1 };
+        let config =
+            Conv2dConfig { stride: 1 + below(&mut rng, 2), padding: below(&mut rng, 2), dilation: 1 };
         let x = uniform(&mut rng, &[3, 30, 17, c_in]).to_dtype(DType::F32).unwrap();
         let x = x.permute((0, 3, 1, 2)).unwrap().narrow(2, 3, 20).unwrap();
         let weight = uniform(&mut rng, &[c_out, c_in, k, k]).to_dtype(DType::F32).unwrap();
@@ -92,7 +97,8 @@ fn batch_norm() {
         let affine = [Affine::ScaleAndShift, Affine::Scale, Affine::None][below(&mut rng, 3)];
         let (train, with_relu) = (below(&mut rng, 2) == 0, below(&mut rng, 2) == 0);
         let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
-        let bn = BatchNorm::new(channels, BatchNormConfig { affine, ..Default::default() }, &params.root()).unwrap();
+        let bn = BatchNorm::new(channels, BatchNormConfig { affine, ..Default::default() }, &params.root())
+            .unwrap();
         let x = Var::from_tensor(&uniform(&mut rng, &shape)).unwrap();
         let mut inputs: Vec<Var> = params.trainable().into_iter().map(|(_, var)| var).collect();
         for var in &inputs {
@@ -146,7 +152,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let run = || -> Vec<Vec<f32>> {
         let mut rng = rng(1, Purpose::Init, 6, 0, 0);
         let x = Var::from_tensor(&uniform(&mut rng, &[19, 6, 11, 9]).to_dtype(DType::F32).unwrap()).unwrap();
-        let weight = Var::from_tensor(&uniform(&mut rng, &[8, 6, 3, 3]).to_dtype(DType::F32).unwrap()).unwrap();
+        let weight =
+            Var::from_tensor(&uniform(&mut rng, &[8, 6, 3, 3]).to_dtype(DType::F32).unwrap()).unwrap();
         let params = Params::new(3, DType::F32, &Device::Cpu);
         let bn = BatchNorm::new(8, BatchNormConfig::default(), &params.root()).unwrap();
         let y = conv2d(&x, &weight, Conv2dConfig { padding: 1, ..Default::default() }).unwrap();

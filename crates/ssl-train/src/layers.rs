@@ -12,7 +12,8 @@ pub(crate) fn apply(table: &mut Table, overrides: &[(String, String)]) -> Result
     let (names, others): (Vec<_>, Vec<_>) = overrides.iter().partition(|(key, _)| key.ends_with(".name"));
     for (key, text) in names.into_iter().chain(others) {
         let mut parts: Vec<&str> = key.split('.').collect();
-        let Some(last) = parts.pop().filter(|last| !last.is_empty() && parts.iter().all(|p| !p.is_empty())) else {
+        let Some(last) = parts.pop().filter(|last| !last.is_empty() && parts.iter().all(|p| !p.is_empty()))
+        else {
             return Err(Error::Recipe(format!("`{key}` is not a key; keys look like `optimizer.lr`")));
         };
         let mut place = &mut *table;
@@ -21,7 +22,10 @@ pub(crate) fn apply(table: &mut Table, overrides: &[(String, String)]) -> Result
             place = match entry {
                 Value::Table(inner) => inner,
                 other => {
-                    return Err(Error::Recipe(format!("`{part}` in `{key}` is {}, not a table", kind(other))));
+                    return Err(Error::Recipe(format!(
+                        "`{part}` in `{key}` is {}, not a table",
+                        kind(other)
+                    )));
                 }
             };
         }
@@ -92,7 +96,9 @@ fn unknown_key(path: &str, known: &[String]) -> Error {
         .filter(|_| !section.is_empty())
         .collect();
     let hint = match nearest {
-        Some(key) if strsim::normalized_damerau_levenshtein(path, key) > 0.7 => format!("; did you mean `{key}`?"),
+        Some(key) if strsim::normalized_damerau_levenshtein(path, key) > 0.7 => {
+            format!("; did you mean `{key}`?")
+        }
         _ if siblings.is_empty() => "; `cargo xtask pretrain --print-recipe` shows all keys".to_owned(),
         _ => format!("; `{section}` has: {}", siblings.join(", ")),
     };
@@ -160,7 +166,8 @@ mod tests {
 
     #[test]
     fn values_are_replaced_key_by_key() {
-        let result = merged("[a]\nx = 1.5\ny = 2\n[b]\nz = [0.5, 1.0]", "[a]\nx = 3\n[b]\nz = [1, 2]").unwrap();
+        let result =
+            merged("[a]\nx = 1.5\ny = 2\n[b]\nz = [0.5, 1.0]", "[a]\nx = 3\n[b]\nz = [1, 2]").unwrap();
         assert_eq!(result, table("[a]\nx = 3.0\ny = 2\n[b]\nz = [1.0, 2.0]"));
     }
 
@@ -171,7 +178,10 @@ mod tests {
             ("[optimizer]\nlrr = 1.0", "unknown key `optimizer.lrr`; did you mean `optimizer.lr`?"),
             ("[optimizer]\nsomething = 1.0", "`optimizer` has: lr, on"),
             ("[optimizer]\nlr = \"big\"", "optimizer.lr = \"big\" is text, expected a number such as 0.1"),
-            ("[optimizer]\non = 1", "optimizer.on = 1 is a whole number, expected true or false such as true"),
+            (
+                "[optimizer]\non = 1",
+                "optimizer.on = 1 is a whole number, expected true or false such as true",
+            ),
         ] {
             let error = merged("[optimizer]\nlr = 0.1\non = true", layer).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");

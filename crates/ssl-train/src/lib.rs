@@ -6,6 +6,7 @@
 mod checkpoint;
 mod error;
 mod evaluate;
+mod export;
 mod gradients;
 mod images;
 mod layers;
@@ -23,6 +24,7 @@ mod update;
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use evaluate::{Baselines, Evaluation, Protocol, Scores, evaluate};
+pub use export::export_checkpoint;
 pub use gradients::Gradients;
 pub use images::{Images, open_images};
 pub use loader::Loader;

@@ -135,7 +135,8 @@ impl OptimizerConfig {
             Self::AdamW(c) | Self::Adam(c) => (c.weight_decay, c.exclude_bias_and_norm),
             Self::Lars(c) => (c.weight_decay, c.exclude_bias_and_norm),
         };
-        let (no_decay, decay): (Vec<_>, Vec<_>) = params.iter().partition(|(_, var)| exclude && var.rank() <= 1);
+        let (no_decay, decay): (Vec<_>, Vec<_>) =
+            params.iter().partition(|(_, var)| exclude && var.rank() <= 1);
         let group = |name: &str, members: Vec<&(String, Var)>, weight_decay, adapt| ParamGroup {
             name: name.to_owned(),
             members: members.into_iter().map(|(name, _)| name.clone()).collect(),
@@ -147,7 +148,8 @@ impl OptimizerConfig {
     }
 
     pub(crate) fn validate(&self) -> std::result::Result<(), String> {
-        let check = |key: &str, value: f64, range: std::ops::RangeInclusive<f64>| match range.contains(&value) {
+        let check = |key: &str, value: f64, range: std::ops::RangeInclusive<f64>| match range.contains(&value)
+        {
             true => Ok(()),
             false => Err(format!("optimizer.{key} = {value} is not in [{}, {}]", range.start(), range.end())),
         };
@@ -164,7 +166,8 @@ impl OptimizerConfig {
                 check("beta2", c.beta2, 0.0..=0.9999999)?;
                 check("eps", c.eps, 1e-30..=1.0)
             }
-            Self::Sgd(SgdConfig { momentum, nesterov, .. }) | Self::Lars(LarsConfig { momentum, nesterov, .. }) => {
+            Self::Sgd(SgdConfig { momentum, nesterov, .. })
+            | Self::Lars(LarsConfig { momentum, nesterov, .. }) => {
                 check("momentum", *momentum, 0.0..=0.999999)?;
                 if *nesterov && *momentum == 0.0 {
                     return Err("optimizer.nesterov = true needs optimizer.momentum above 0".to_owned());
@@ -224,7 +227,10 @@ impl Optimizer {
         for (name, var) in params {
             let count = groups.iter().filter(|group| group.members.contains(name)).count();
             if count != 1 || var.dtype() != candle_core::DType::F32 {
-                bail!("parameter `{name}` ({:?}) is in {count} groups of the optimiser, expected f32 in 1", var.dtype());
+                bail!(
+                    "parameter `{name}` ({:?}) is in {count} groups of the optimiser, expected f32 in 1",
+                    var.dtype()
+                );
             }
         }
         let slots = match config {
@@ -331,7 +337,8 @@ impl<F: FnMut(&mut [f32], &[f32])> InplaceOp2 for InPlace<F> {
     }
 
     fn cpu_fwd(&self, w: &mut CpuStorage, w_at: &Layout, g: &CpuStorage, g_at: &Layout) -> Result<()> {
-        let (Some((w_start, w_end)), Some((g_start, g_end))) = (w_at.contiguous_offsets(), g_at.contiguous_offsets())
+        let (Some((w_start, w_end)), Some((g_start, g_end))) =
+            (w_at.contiguous_offsets(), g_at.contiguous_offsets())
         else {
             bail!("parameters and gradients must be contiguous")
         };

@@ -234,7 +234,8 @@ impl Recipe {
             },
             backbone: BackboneConfig::named(&backbone)
                 .map_err(|_| unknown("backbone", &backbone, &BackboneConfig::NAMES))?,
-            method: MethodConfig::named(&method).ok_or_else(|| unknown("method", &method, &MethodConfig::NAMES))?,
+            method: MethodConfig::named(&method)
+                .ok_or_else(|| unknown("method", &method, &MethodConfig::NAMES))?,
             optimizer: OptimizerConfig::named(&optimizer)
                 .ok_or_else(|| unknown("optimizer", &optimizer, &OptimizerConfig::NAMES))?,
             schedule: ScheduleConfig::named(&schedule)
@@ -260,7 +261,9 @@ impl Recipe {
                 train.epochs, train.batch_size
             ));
         }
-        if train.accumulate == 0 || train.batch_size % train.accumulate != 0 || train.batch_size / train.accumulate < 2
+        if train.accumulate == 0
+            || train.batch_size % train.accumulate != 0
+            || train.batch_size / train.accumulate < 2
         {
             return refuse(format!(
                 "train.accumulate = {} must divide train.batch_size = {} into parts of at least 2 images",
@@ -268,7 +271,10 @@ impl Recipe {
             ));
         }
         if !(train.clip_norm >= 0.0 && train.clip_norm.is_finite()) {
-            return refuse(format!("train.clip_norm = {} is not in [0, ∞); 0 stands for no limit", train.clip_norm));
+            return refuse(format!(
+                "train.clip_norm = {} is not in [0, ∞); 0 stands for no limit",
+                train.clip_norm
+            ));
         }
         if checkpoint.every_steps == 0 || checkpoint.keep < 2 {
             return refuse(format!(
@@ -286,7 +292,8 @@ impl Recipe {
             return refuse(format!("data.holdout = {} is not in (0, 1)", data.holdout));
         }
         data.policy()?;
-        for check in [self.method.validate(), self.optimizer.validate(), self.schedule.validate(train.epochs)] {
+        for check in [self.method.validate(), self.optimizer.validate(), self.schedule.validate(train.epochs)]
+        {
             check.map_err(Error::Recipe)?;
         }
         self.augment.is_float()?;
@@ -301,7 +308,9 @@ impl DataConfig {
         match self.on_error.as_str() {
             "stop" => Ok(OnError::Stop),
             "skip" => Ok(OnError::Skip),
-            other => Err(Error::Recipe(format!("data.on_error = \"{other}\" is neither \"stop\" nor \"skip\""))),
+            other => {
+                Err(Error::Recipe(format!("data.on_error = \"{other}\" is neither \"stop\" nor \"skip\"")))
+            }
         }
     }
 }
@@ -328,7 +337,9 @@ impl AugmentConfig {
         match self.arithmetic.as_str() {
             "u8" => Ok(false),
             "f32" => Ok(true),
-            other => Err(Error::Recipe(format!("augment.arithmetic = \"{other}\" is neither \"u8\" nor \"f32\""))),
+            other => {
+                Err(Error::Recipe(format!("augment.arithmetic = \"{other}\" is neither \"u8\" nor \"f32\"")))
+            }
         }
     }
 

@@ -186,7 +186,8 @@ mod tests {
     fn steps_fall_at_their_milestones_after_the_warmup() {
         let config = ScheduleConfig::Step { warmup_epochs: 1.0, milestones: vec![3, 4], gamma: 0.1 };
         let lr = config.build(1.0, 10, 50);
-        let close = |step, value: f64| assert!((lr.at(step) - value).abs() < 1e-12, "step {step}: {}", lr.at(step));
+        let close =
+            |step, value: f64| assert!((lr.at(step) - value).abs() < 1e-12, "step {step}: {}", lr.at(step));
         close(0, 0.0);
         close(5, 0.5);
         close(10, 1.0);

@@ -3,7 +3,14 @@
 use crate::optimizer::{AdamConfig, LarsConfig, ParamGroup, SgdConfig};
 
 /// `g ← g + λw; v ← μv + g; w ← w − lr·v`; with Nesterov `w ← w − lr·(g + μv)`.
-pub(crate) fn sgd(c: &SgdConfig, group: &ParamGroup, lr: f64, w: &mut [f32], g: &[f32], slots: &mut [Vec<f32>]) {
+pub(crate) fn sgd(
+    c: &SgdConfig,
+    group: &ParamGroup,
+    lr: f64,
+    w: &mut [f32],
+    g: &[f32],
+    slots: &mut [Vec<f32>],
+) {
     let (lr, momentum, decay) = (lr as f32, c.momentum as f32, group.weight_decay as f32);
     for ((w, g), v) in w.iter_mut().zip(g).zip(&mut slots[0]) {
         let g = g + decay * *w;

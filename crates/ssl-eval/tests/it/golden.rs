@@ -75,7 +75,8 @@ impl Case {
     }
 
     fn tensor(&self, name: &str) -> Tensor {
-        let (_, tensor) = self.0.iter().find(|(own, _)| own == name).expect("the file has a tensor of this name");
+        let (_, tensor) =
+            self.0.iter().find(|(own, _)| own == name).expect("the file has a tensor of this name");
         tensor.flatten_all().unwrap()
     }
 

@@ -70,6 +70,19 @@ fn a_fit_that_gave_up_says_so() {
 }
 
 #[test]
+fn a_fit_of_the_grid_that_gave_up_is_not_hidden() {
+    // Separable classes: the strong penalty is found at once and chosen, the weak one takes many steps.
+    let train = clusters(200, 8, 4, 0.1, 1);
+    let probe = |c_grid| {
+        let config = LinearProbeConfig { c_grid, max_iterations: 6, ..Default::default() };
+        linear_probe(&train, &train, 4, &config).unwrap()
+    };
+    let (chosen, both) = (probe(vec![1e-4]), probe(vec![1e-4, 1e9]));
+    assert_eq!((chosen.c, chosen.converged), (1e-4, true));
+    assert_eq!((both.c, both.converged), (1e-4, false));
+}
+
+#[test]
 fn probabilities_sum_to_one_and_a_missing_class_is_unlikely() {
     let train = clusters(100, 4, 3, 1.0, 1);
     let classifier = LogisticRegression::fit(&train, 5, &LogisticRegressionConfig::default()).unwrap();
@@ -113,7 +126,10 @@ fn bad_settings_are_refused() {
 fn bad_features_are_refused() {
     let (train, wider) = (clusters(60, 4, 3, 1.0, 1), clusters(60, 5, 3, 1.0, 1));
     let config = LinearProbeConfig::default();
-    assert!(matches!(linear_probe(&train, &wider, 3, &config), Err(Error::Size { found: 5, expected: 4, .. })));
+    assert!(matches!(
+        linear_probe(&train, &wider, 3, &config),
+        Err(Error::Size { found: 5, expected: 4, .. })
+    ));
     assert!(matches!(linear_probe(&train, &train, 2, &config), Err(Error::Label { row: 2, label: 2, .. })));
     let one_class = Features::new(vec![1.0, 2.0, 3.0, 4.0], 1, vec![1; 4]).unwrap();
     assert!(matches!(linear_probe(&one_class, &one_class, 2, &config), Err(Error::OneClass { label: 1 })));

@@ -1,5 +1,8 @@
 //! Contracts of ssl-eval, in one binary.
 
+// clippy.toml allows this in test functions; here it is for the functions they share.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 /// Features from a backbone and from pixels.
 mod extract;
 /// Values of other libraries.

@@ -1,0 +1,178 @@
+//! Judges an encoder on labelled images, beside two baselines that cost no training.
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+use ssl_augment::{Normalize, ResizeCenterCrop};
+use ssl_backbones::{Backbone, BackboneConfig, EncoderInfo};
+use ssl_data::{Dataset, Tolerant};
+use ssl_eval::{Features, KnnConfig, LinearProbeConfig, extract, knn_accuracy, linear_probe, raw_pixels};
+use ssl_nn::Params;
+
+use crate::error::{Error, Result};
+use crate::images::Images;
+use crate::recipe::Recipe;
+
+/// Images of one forward pass.
+const BATCH: usize = 256;
+
+/// Everything that an accuracy depends on besides the weights.
+#[derive(Clone, Debug)]
+pub struct Protocol {
+    /// Architecture, for the untrained baseline.
+    pub backbone: BackboneConfig,
+    /// Side of the input in pixels: images are resized to 8/7 of it and cropped in the middle, or left alone if they
+    /// have that size.
+    pub input_size: usize,
+    /// Mean of each channel.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel.
+    pub std: [f64; 3],
+    /// The kNN classifier.
+    pub knn: KnnConfig,
+    /// Seed of the untrained baseline.
+    pub seed: u64,
+}
+
+impl Protocol {
+    /// The protocol that belongs to a run.
+    pub(crate) fn of_recipe(recipe: &Recipe) -> Self {
+        Self {
+            backbone: recipe.backbone.clone(),
+            input_size: recipe.augment.size,
+            mean: recipe.augment.mean,
+            std: recipe.augment.std,
+            knn: KnnConfig { k: recipe.eval.knn_k, temperature: recipe.eval.knn_temperature },
+            seed: recipe.seed,
+        }
+    }
+
+    /// The protocol that belongs to an encoder file.
+    pub fn of_encoder(info: &EncoderInfo, knn: KnnConfig, seed: u64) -> Self {
+        let EncoderInfo { backbone, input_size, mean, std, .. } = info.clone();
+        Self { backbone, input_size, mean, std, knn, seed }
+    }
+}
+
+/// Accuracies on the test images, fractions in `[0, 1]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// Weighted k nearest neighbours.
+    pub knn: f64,
+    /// Linear probe.
+    pub linear: f64,
+    /// Inverse regularisation that the probe chose.
+    pub linear_c: f64,
+    /// Whether the probe's optimiser reached its tolerance.
+    pub linear_converged: bool,
+}
+
+/// What an encoder must beat.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Baselines {
+    /// The normalised pixels that the encoder sees.
+    pub pixels: Scores,
+    /// The same network as it was initialised.
+    pub untrained: Scores,
+}
+
+/// An encoder's accuracies beside its baselines', and how they were measured.
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// The encoder.
+    pub encoder: Scores,
+    /// The baselines.
+    pub baselines: Baselines,
+    /// How all were measured.
+    pub protocol: Protocol,
+}
+
+impl Evaluation {
+    /// The fields that `result.json` has of an evaluation.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let pair = |s: &Scores| json!({ "knn": s.knn, "linear": s.linear });
+        let Self { encoder, baselines, protocol } = self;
+        let fields = json!({
+            "knn": { "top1": encoder.knn, "k": protocol.knn.k, "temperature": protocol.knn.temperature },
+            "linear": { "top1": encoder.linear, "c": encoder.linear_c, "converged": encoder.linear_converged },
+            "baselines": { "pixels": pair(&baselines.pixels), "untrained": pair(&baselines.untrained) },
+            "protocol": {
+                "features": "eval mode, global average pool",
+                "knn": "cosine, weights exp(s / temperature)",
+                "linear": "multinomial logistic regression on standardised features, C by a hold-out of the training images",
+                "input_size": protocol.input_size,
+                "mean": protocol.mean,
+                "std": protocol.std,
+                "untrained_seed": protocol.seed,
+            },
+        });
+        match fields {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        }
+    }
+}
+
+/// Accuracies of `backbone`, of the pixels and of the untrained network, by one protocol. `progress` is told each stage.
+///
+/// # Errors
+/// If the images have no labels, one cannot be decoded, or a feature is not finite.
+pub fn evaluate(
+    backbone: &dyn Backbone,
+    protocol: &Protocol,
+    images: &Images,
+    device: &Device,
+    mut progress: impl FnMut(&str),
+) -> Result<Evaluation> {
+    let Some(test) = &images.test else {
+        return Err(Error::Recipe(
+            "the data has no labels, so there is nothing to evaluate against".to_owned(),
+        ));
+    };
+    let pixels = |set: &Tolerant| -> Result<Features> { Ok(raw_pixels(batches(set, protocol, device)?)?) };
+    let embed = |backbone: &dyn Backbone, set: &Tolerant| -> Result<Features> {
+        Ok(extract(backbone, batches(set, protocol, device)?)?)
+    };
+    let classes = images.class_names().len();
+    let score = |train: &Features, test: &Features| -> Result<Scores> {
+        let linear = linear_probe(train, test, classes, &LinearProbeConfig::default())?;
+        Ok(Scores {
+            knn: knn_accuracy(train, test, classes, &protocol.knn)?,
+            linear: linear.top1,
+            linear_c: linear.c,
+            linear_converged: linear.converged,
+        })
+    };
+    progress("features of the trained encoder");
+    let encoder = score(&embed(backbone, &images.train)?, &embed(backbone, test)?)?;
+    progress("features of the untrained network");
+    let params = Params::new(protocol.seed, DType::F32, device);
+    let fresh = protocol.backbone.build(&params.root().pp("backbone"))?;
+    let untrained = score(&embed(&*fresh, &images.train)?, &embed(&*fresh, test)?)?;
+    progress("raw pixels");
+    let pixels = score(&pixels(&images.train)?, &pixels(test)?)?;
+    Ok(Evaluation { encoder, baselines: Baselines { pixels, untrained }, protocol: protocol.clone() })
+}
+
+/// The images of `set` in order, resized, cropped and normalised.
+fn batches<'a>(
+    set: &'a Tolerant,
+    protocol: &Protocol,
+    device: &'a Device,
+) -> Result<impl Iterator<Item = candle_core::Result<(Tensor, Vec<u32>)>> + 'a> {
+    let transform = ResizeCenterCrop::evaluation(protocol.input_size)?;
+    let normalize = Normalize::new(protocol.mean, protocol.std)?;
+    let size = protocol.input_size;
+    let starts = (0..set.len()).step_by(BATCH);
+    Ok(starts.map(move |start| {
+        let n = BATCH.min(set.len() - start);
+        let mut pixels = vec![0f32; n * 3 * size * size];
+        let labels = pixels.par_chunks_mut(3 * size * size).enumerate().map(|(row, out)| {
+            let sample = set.get(start + row).map_err(candle_core::Error::wrap)?;
+            normalize.write_chw(&transform.crop(&sample.image), out).map_err(candle_core::Error::wrap)?;
+            sample.label.ok_or_else(|| candle_core::Error::Msg(format!("image {} has no label", start + row)))
+        });
+        let labels = labels.collect::<candle_core::Result<Vec<u32>>>()?;
+        Ok((Tensor::from_vec(pixels, (n, 3, size, size), device)?, labels))
+    }))
+}

@@ -1,0 +1,47 @@
+//! From a run to an encoder file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use ssl_backbones::{EncoderInfo, save_encoder};
+use ssl_nn::Params;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::recipe::Recipe;
+
+/// Writes the encoder of a checkpoint under torchvision's names to `path`.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn export_checkpoint(path: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    let recipe = &checkpoint.recipe;
+    let method = recipe.method.build(&recipe.backbone, &Params::new(0, DType::F32, &Device::Cpu))?;
+    export(path, recipe, checkpoint.params.clone(), method.encoder_prefix())
+}
+
+/// Writes the tensors of a run that stand under `prefix` as an encoder.
+///
+/// # Errors
+/// If the recipe cannot be hashed or the file cannot be written.
+pub(crate) fn export(
+    path: &Path,
+    recipe: &Recipe,
+    tensors: BTreeMap<String, Tensor>,
+    prefix: &str,
+) -> Result<()> {
+    let own = tensors.into_iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t)));
+    let info = EncoderInfo {
+        backbone: recipe.backbone.clone(),
+        method: recipe.method.name().to_owned(),
+        input_size: recipe.augment.size,
+        mean: recipe.augment.mean,
+        std: recipe.augment.std,
+        pooling: "avg".to_owned(),
+        licence: "the trainer's to choose; none is claimed by the software".to_owned(),
+        recipe_hash: recipe.hash()?,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    Ok(save_encoder(path, own.collect(), &info)?)
+}

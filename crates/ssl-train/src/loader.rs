@@ -1,0 +1,248 @@
+//! Decodes and augments on threads of its own, ahead of the step that needs the images.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use candle_core::{Device, Tensor};
+use ssl_augment::{MultiView, Normalize};
+use ssl_data::{Dataset, Tolerant};
+use ssl_methods::Batch;
+use ssl_nn::{Purpose, rng};
+
+use crate::error::{Error, Result};
+use crate::recipe::Recipe;
+use crate::sampler::Sampler;
+
+/// Batches that may wait for the training thread, beyond one for each worker.
+const AHEAD: usize = 2;
+
+/// Yields the micro-batches of a run in order.
+///
+/// Every view is a function of the seed, the epoch, the image and the number of the view, so neither the number of
+/// workers nor the first batch changes what a batch holds.
+#[derive(Debug)]
+pub struct Loader {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    device: Device,
+}
+
+impl Loader {
+    /// Starts `threads` workers on the micro-batches `range` of a run, counted from its start.
+    ///
+    /// # Errors
+    /// If the recipe's augmentation is impossible or a thread cannot be started.
+    pub fn new(
+        recipe: &Recipe,
+        images: Arc<Tolerant>,
+        range: Range<usize>,
+        threads: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let sampler =
+            Sampler { seed: recipe.seed, images: images.len(), batch_size: recipe.train.batch_size };
+        let maker = Arc::new(Maker {
+            images,
+            views: recipe.augment.multi_view()?,
+            normalize: recipe.augment.normalize()?,
+            float: recipe.augment.is_float()?,
+            sampler,
+            parts: recipe.train.accumulate,
+            order: Mutex::new((usize::MAX, Arc::default())),
+        });
+        let queue =
+            Queue { next_job: range.start, next_out: range.start, end: range.end, ..Default::default() };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), changed: Condvar::new() });
+        let mut loader = Self { shared: shared.clone(), workers: Vec::new(), device: device.clone() };
+        for number in 0..threads.max(1) {
+            let (shared, maker) = (shared.clone(), maker.clone());
+            let name = format!("loader-{number}");
+            let limit = threads.max(1) + AHEAD;
+            let worker =
+                std::thread::Builder::new().name(name.clone()).spawn(move || work(&shared, &maker, limit));
+            loader.workers.push(worker.map_err(Error::io(std::path::Path::new(&name)))?);
+        }
+        Ok(loader)
+    }
+
+    /// The next micro-batch, or `None` after the last.
+    ///
+    /// # Errors
+    /// If an image cannot be decoded and the policy says stop.
+    pub fn next_batch(&mut self) -> Option<Result<Batch>> {
+        let mut queue = self.shared.lock();
+        let host = loop {
+            if queue.next_out == queue.end {
+                return None;
+            }
+            let wanted = queue.next_out;
+            if let Some(host) = queue.ready.remove(&wanted) {
+                queue.next_out += 1;
+                self.shared.changed.notify_all();
+                break host;
+            }
+            if queue.lost_worker {
+                return Some(Err(Error::Candle(candle_core::Error::Msg(
+                    "a loader thread panicked".to_owned(),
+                ))));
+            }
+            queue = self.shared.wait(queue);
+        };
+        drop(queue);
+        Some(host.and_then(|host| host.into_batch(&self.device)))
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.lock().end = 0;
+        self.shared.changed.notify_all();
+        for worker in self.workers.drain(..) {
+            // A panic of a worker has been reported by `next_batch`.
+            let _ = worker.join();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    next_job: usize,
+    next_out: usize,
+    /// One past the last batch; 0 asks the workers to stop.
+    end: usize,
+    ready: BTreeMap<usize, Result<HostBatch>>,
+    lost_worker: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the training thread if a worker dies, which would otherwise wait for ever.
+struct Alarm<'a>(&'a Shared);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().lost_worker = true;
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+fn work(shared: &Shared, maker: &Maker, limit: usize) {
+    let _alarm = Alarm(shared);
+    loop {
+        let mut queue = shared.lock();
+        while queue.next_job < queue.end && queue.next_job >= queue.next_out + limit {
+            queue = shared.wait(queue);
+        }
+        if queue.next_job >= queue.end {
+            return;
+        }
+        let job = queue.next_job;
+        queue.next_job += 1;
+        drop(queue);
+        let batch = maker.make(job);
+        shared.lock().ready.insert(job, batch);
+        shared.changed.notify_all();
+    }
+}
+
+/// A batch before it becomes tensors.
+#[derive(Debug)]
+struct HostBatch {
+    /// Pixels of each view, `(B, 3, S, S)`, and its size `S`.
+    views: Vec<(Vec<f32>, usize)>,
+    index: Vec<usize>,
+}
+
+impl HostBatch {
+    fn into_batch(self, device: &Device) -> Result<Batch> {
+        let n = self.index.len();
+        let tensor = |(pixels, size)| Tensor::from_vec(pixels, (n, 3, size, size), device);
+        let views = self.views.into_iter().map(tensor).collect::<candle_core::Result<_>>()?;
+        Ok(Batch { views, index: self.index })
+    }
+}
+
+/// Makes any micro-batch of the run from its number.
+#[derive(Debug)]
+struct Maker {
+    images: Arc<Tolerant>,
+    views: MultiView,
+    normalize: Normalize,
+    float: bool,
+    sampler: Sampler,
+    parts: usize,
+    /// The order of the epoch last asked for.
+    order: Mutex<(usize, Arc<Vec<usize>>)>,
+}
+
+impl Maker {
+    fn make(&self, number: usize) -> Result<HostBatch> {
+        let (step, part) = (number / self.parts, number % self.parts);
+        let (epoch, place) = (step / self.sampler.steps_per_epoch(), step % self.sampler.steps_per_epoch());
+        let n = self.sampler.batch_size / self.parts;
+        let start = place * self.sampler.batch_size + part * n;
+        let index = self.order(epoch)[start..start + n].to_vec();
+        let sizes = self.views.sizes();
+        let mut views: Vec<_> = sizes.iter().map(|size| (vec![0f32; n * 3 * size * size], *size)).collect();
+        for (row, image) in index.iter().enumerate() {
+            self.write_views(epoch, *image, row, &mut views)?;
+        }
+        Ok(HostBatch { views, index })
+    }
+
+    fn write_views(
+        &self,
+        epoch: usize,
+        index: usize,
+        row: usize,
+        out: &mut [(Vec<f32>, usize)],
+    ) -> Result<()> {
+        let image = self.images.get(index)?.image;
+        let rng =
+            |view: usize| rng(self.sampler.seed, Purpose::Augment, epoch as u64, index as u64, view as u32);
+        if self.float {
+            self.write_row(&self.views.views(&image.to_float(), rng), row, out)
+        } else {
+            self.write_row(&self.views.views(&image, rng), row, out)
+        }
+    }
+
+    fn write_row<S: ssl_augment::Sample>(
+        &self,
+        views: &[ssl_augment::Image<S>],
+        row: usize,
+        out: &mut [(Vec<f32>, usize)],
+    ) -> Result<()> {
+        for (view, (pixels, size)) in views.iter().zip(out) {
+            let len = 3 * *size * *size;
+            self.normalize.write_chw(view, &mut pixels[row * len..(row + 1) * len])?;
+        }
+        Ok(())
+    }
+
+    fn order(&self, epoch: usize) -> Arc<Vec<usize>> {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        if order.0 != epoch {
+            *order = (epoch, Arc::new(self.sampler.order(epoch)));
+        }
+        order.1.clone()
+    }
+}

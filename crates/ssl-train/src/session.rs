@@ -1,0 +1,372 @@
+//! A run from its first step, or from where it stopped, to its results.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value, json};
+use ssl_data::Dataset;
+use ssl_methods::StepContext;
+use ssl_nn::Params;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::evaluate::{Evaluation, Protocol, evaluate};
+use crate::export::export;
+use crate::images::{Images, open_images};
+use crate::loader::Loader;
+use crate::observer::{Control, Observer, StepReport};
+use crate::optimizer::Optimizer;
+use crate::recipe::Recipe;
+use crate::run_folder::{MetricsLog, RunFolder};
+use crate::sampler::Sampler;
+use crate::schedule::Schedule;
+use crate::trainer::{Measured, Trainer};
+
+/// How a call of [`Session::train`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// Somebody asked to stop; a checkpoint holds the run after this many steps.
+    Interrupted {
+        /// Optimiser steps done.
+        step: usize,
+    },
+}
+
+/// One run in its folder.
+///
+/// Two runs of a recipe on the same data end with the same bits, wherever and however often they were stopped and
+/// resumed, and on however many threads.
+pub struct Session {
+    recipe: Recipe,
+    folder: RunFolder,
+    images: Images,
+    trainer: Trainer,
+    log: MetricsLog,
+    device: Device,
+    threads: usize,
+    /// Optimiser steps done, and saved.
+    step: usize,
+    saved: Option<usize>,
+    /// Steps and seconds of training in this process.
+    trained: (usize, f64),
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("folder", &self.folder)
+            .field("step", &self.step)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Starts a new run on the images at `data` in the folder `out`.
+    ///
+    /// # Errors
+    /// If the data cannot be used with the recipe, or `out` holds a run already. Nothing is written before all is checked.
+    pub fn start(recipe: Recipe, data: &Path, out: &Path, device: &Device, threads: usize) -> Result<Self> {
+        let images = usable_images(&recipe, data)?;
+        let folder = RunFolder::create(out, &recipe)?;
+        Self::assemble(recipe, folder, images, 0, device, threads)
+    }
+
+    /// Goes on with the run in the folder `out` from its newest intact checkpoint. `data` is where its images lie now.
+    ///
+    /// `wanted` returns what the caller thinks the recipe is, given the run's own; the two must agree. Sentences for a
+    /// person, such as about a damaged checkpoint, go to `observers`.
+    ///
+    /// # Errors
+    /// If there is no run, its checkpoints are damaged or belong to another recipe or data, or it is in use.
+    pub fn resume(
+        out: &Path,
+        data: impl FnOnce(&Recipe) -> PathBuf,
+        wanted: impl FnOnce(&Recipe) -> Result<Recipe>,
+        device: &Device,
+        threads: usize,
+        observers: &mut [Box<dyn Observer>],
+    ) -> Result<Self> {
+        let (folder, recipe) = RunFolder::open(out)?;
+        let wanted = wanted(&recipe)?;
+        let mut notice = |text: &str| observers.iter_mut().for_each(|observer| observer.on_notice(text));
+        let latest = folder.latest(device, &mut notice)?;
+        if latest.is_none() && wanted != recipe {
+            let reason = format!("belongs to another recipe: {}", wanted.differences(&recipe)?.join("; "));
+            return Err(Error::RunFolder { path: out.to_owned(), reason });
+        }
+        let images = usable_images(&recipe, &data(&recipe))?;
+        if let Some((path, checkpoint)) = &latest {
+            checkpoint.check_belongs(path, &wanted, &images.fingerprint)?;
+        }
+        let bytes = latest.as_ref().map_or(0, |(_, checkpoint)| checkpoint.metrics_bytes);
+        let mut session = Self::assemble(recipe, folder, images, bytes, device, threads)?;
+        if let Some((path, checkpoint)) = latest {
+            let refuse =
+                |e: candle_core::Error| Error::Checkpoint { path: path.clone(), reason: e.to_string() };
+            session.trainer.params.load(&checkpoint.params).map_err(refuse)?;
+            session.trainer.optimizer.load_state(&checkpoint.optimizer).map_err(refuse)?;
+            session.step = checkpoint.step;
+            session.saved = Some(checkpoint.step);
+        }
+        Ok(session)
+    }
+
+    fn assemble(
+        recipe: Recipe,
+        folder: RunFolder,
+        images: Images,
+        metrics_bytes: u64,
+        device: &Device,
+        threads: usize,
+    ) -> Result<Self> {
+        let params = Params::new(recipe.seed, DType::F32, device);
+        let method = recipe.method.build(&recipe.backbone, &params)?;
+        let (found, wanted) = (recipe.augment.multi_view()?.len(), method.num_views());
+        if found != wanted {
+            return Err(Error::Recipe(format!(
+                "augment.preset = \"{}\" makes {found} views, but method.name = \"{}\" needs {wanted}",
+                recipe.augment.preset,
+                recipe.method.name()
+            )));
+        }
+        let optimizer = Optimizer::new(&recipe.optimizer, &params.trainable())?;
+        let trainer = Trainer { method, params, optimizer, config: recipe.train.clone() };
+        let log = folder.metrics(metrics_bytes)?;
+        let device = device.clone();
+        Ok(Self {
+            recipe,
+            folder,
+            images,
+            trainer,
+            log,
+            device,
+            threads,
+            step: 0,
+            saved: None,
+            trained: (0, 0.0),
+        })
+    }
+
+    /// The recipe of the run.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The images of the run.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// The folder of the run.
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
+    }
+
+    /// Optimiser steps done.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    /// The store of parameters and buffers.
+    pub fn params(&self) -> &Params {
+        &self.trainer.params
+    }
+
+    /// Optimiser steps that the run will have done at its end.
+    pub fn last_step(&self) -> usize {
+        match self.recipe.train.max_steps {
+            0 => self.total_steps(),
+            limit => limit.min(self.total_steps()),
+        }
+    }
+
+    /// Trains to the end, or until `stop` is set or an observer says so; then the step is finished and a checkpoint
+    /// written.
+    ///
+    /// # Errors
+    /// If a number is not finite, an image cannot be decoded, or the file system refuses. The last checkpoint stays.
+    pub fn train(&mut self, observers: &mut [Box<dyn Observer>], stop: &AtomicBool) -> Result<Outcome> {
+        let (steps_per_epoch, last) = (self.sampler().steps_per_epoch(), self.last_step());
+        let lr = self.schedule();
+        let parts = self.recipe.train.accumulate;
+        let range = self.step * parts..last * parts;
+        let mut loader =
+            Loader::new(&self.recipe, self.images.train.clone(), range, self.threads, &self.device)?;
+        observers.iter_mut().for_each(|observer| observer.on_start(self.step, last));
+        while self.step < last {
+            let started = Instant::now();
+            let context = StepContext { step: self.step, total_steps: self.total_steps() };
+            let rate = lr.at(self.step);
+            let measured = self.trainer.step(&mut loader, &context, rate)?;
+            let epoch = self.step / steps_per_epoch;
+            self.step += 1;
+            self.log.append(&metrics_line(self.step, epoch, rate, &measured))?;
+            let seconds = started.elapsed().as_secs_f64();
+            self.trained = (self.trained.0 + 1, self.trained.1 + seconds);
+            let report = StepReport {
+                step: self.step,
+                total_steps: last,
+                epoch,
+                epochs: self.recipe.train.epochs,
+                loss: measured.loss,
+                terms: &measured.terms,
+                lr: rate,
+                images: self.recipe.train.batch_size,
+                seconds,
+                wait_seconds: measured.wait_seconds,
+            };
+            let asked =
+                observers.iter_mut().fold(false, |stop, o| (o.on_step(&report) == Control::Stop) || stop);
+            let interrupted = self.step < last && (asked || stop.load(Ordering::Relaxed));
+            if interrupted
+                || self.step == last
+                || self.step.is_multiple_of(self.recipe.checkpoint.every_steps)
+            {
+                self.save()?;
+            }
+            if interrupted {
+                return Ok(Outcome::Interrupted { step: self.step });
+            }
+        }
+        if self.saved != Some(self.step) {
+            self.save()?;
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// Writes the encoder under torchvision's names to `encoder.safetensors` in the run's folder.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn export(&self) -> Result<PathBuf> {
+        let path = self.folder.path().join("encoder.safetensors");
+        self.export_to(&path)?;
+        Ok(path)
+    }
+
+    /// Writes the encoder under torchvision's names to `path`.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn export_to(&self, path: &Path) -> Result<()> {
+        export(path, &self.recipe, tensors(&self.trainer.params), self.trainer.method.encoder_prefix())
+    }
+
+    /// Judges the encoder and its baselines; `None` if the data has no labels.
+    ///
+    /// # Errors
+    /// If an image cannot be decoded or a feature is not finite.
+    pub fn evaluate(&self, progress: impl FnMut(&str)) -> Result<Option<Evaluation>> {
+        if !self.images.can_evaluate() {
+            return Ok(None);
+        }
+        let protocol = Protocol::of_recipe(&self.recipe);
+        evaluate(self.trainer.method.encoder(), &protocol, &self.images, &self.device, progress).map(Some)
+    }
+
+    /// Writes `result.json` and returns what it holds.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn write_result(&self, evaluation: Option<&Evaluation>) -> Result<Value> {
+        let (steps, seconds) = self.trained;
+        let images = (steps * self.recipe.train.batch_size) as f64;
+        let mut result = json!({
+            "method": self.recipe.method.name(),
+            "backbone": self.recipe.backbone,
+            "recipe": self.recipe.name,
+            "recipe_hash": self.recipe.hash()?,
+            "version": env!("CARGO_PKG_VERSION"),
+            "dataset": {
+                "description": self.images.description,
+                "fingerprint": self.images.fingerprint,
+                "train_images": self.images.train.len(),
+                "test_images": self.images.test.as_ref().map(|test| test.len()),
+                "broken_images": self.images.broken().len(),
+            },
+            "epochs": self.recipe.train.epochs,
+            "steps": self.step,
+            "batch_size": self.recipe.train.batch_size,
+            "seed": self.recipe.seed,
+            "threads": self.threads,
+            "weights": "last",
+            "images_per_second": if seconds > 0.0 { json!(images / seconds) } else { Value::Null },
+            "seconds": seconds,
+            "steps_in_this_process": steps,
+            "peak_rss_bytes": peak_rss_bytes(),
+        });
+        if let (Some(evaluation), Value::Object(fields)) = (evaluation, &mut result) {
+            fields.extend(evaluation.to_json());
+        }
+        let text = serde_json::to_string_pretty(&result).map_err(candle_core::Error::wrap)?;
+        self.folder.write("result.json", format!("{text}\n").as_bytes())?;
+        Ok(result)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let checkpoint = Checkpoint {
+            step: self.step,
+            metrics_bytes: self.log.sync()?,
+            recipe: self.recipe.clone(),
+            fingerprint: self.images.fingerprint.clone(),
+            params: tensors(&self.trainer.params),
+            optimizer: self.trainer.optimizer.state()?,
+        };
+        self.folder.save(&checkpoint, self.recipe.checkpoint.keep)?;
+        self.saved = Some(self.step);
+        Ok(())
+    }
+
+    fn sampler(&self) -> Sampler {
+        let batch_size = self.recipe.train.batch_size;
+        Sampler { seed: self.recipe.seed, images: self.images.train.len(), batch_size }
+    }
+
+    fn total_steps(&self) -> usize {
+        self.recipe.train.epochs * self.sampler().steps_per_epoch()
+    }
+
+    fn schedule(&self) -> Schedule {
+        let steps_per_epoch = self.sampler().steps_per_epoch();
+        self.recipe.schedule.build(self.recipe.optimizer.lr(), steps_per_epoch, self.total_steps())
+    }
+}
+
+/// Opens the images and checks that the recipe can be run on them.
+fn usable_images(recipe: &Recipe, data: &Path) -> Result<Images> {
+    let images = open_images(&recipe.data, data)?;
+    let (n, batch) = (images.train.len(), recipe.train.batch_size);
+    if batch > n {
+        return Err(Error::Recipe(format!(
+            "train.batch_size = {batch} is larger than the data set: {} has {n} images to train on",
+            data.display()
+        )));
+    }
+    Ok(images)
+}
+
+fn tensors(params: &Params) -> BTreeMap<String, Tensor> {
+    params.all().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect()
+}
+
+fn metrics_line(step: usize, epoch: usize, lr: f64, measured: &Measured) -> Value {
+    let mut line = Map::new();
+    line.insert("step".to_owned(), json!(step));
+    line.insert("epoch".to_owned(), json!(epoch));
+    line.insert("lr".to_owned(), json!(lr));
+    line.insert("loss".to_owned(), json!(measured.loss));
+    line.extend(measured.terms.iter().map(|(name, term)| ((*name).to_owned(), json!(term))));
+    Value::Object(line)
+}
+
+/// Largest resident set of this process so far, in bytes, where the system tells.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,136 @@
+//! One optimiser step, from the next batch to the updated state.
+
+use std::time::Instant;
+
+use candle_core::{DType, Result as CandleResult, Tensor, Var};
+use ssl_methods::{Batch, Method, StepContext, StepOutput};
+use ssl_nn::Params;
+
+use crate::error::{Error, Result};
+use crate::gradients::{Gradients, is_finite};
+use crate::loader::Loader;
+use crate::optimizer::Optimizer;
+use crate::recipe::TrainConfig;
+
+/// The moving parts of a run.
+pub(crate) struct Trainer {
+    pub(crate) method: Box<dyn Method>,
+    pub(crate) params: Params,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) config: TrainConfig,
+}
+
+/// What a step measured.
+pub(crate) struct Measured {
+    pub(crate) loss: f64,
+    /// The method's terms, then `grad_norm` and `embedding_std`.
+    pub(crate) terms: Vec<(&'static str, f64)>,
+    pub(crate) wait_seconds: f64,
+}
+
+impl Trainer {
+    /// Forward, backward, update. If anything is not finite, nothing is updated but running statistics.
+    pub(crate) fn step(&mut self, loader: &mut Loader, context: &StepContext, lr: f64) -> Result<Measured> {
+        let trainable = self.params.trainable();
+        let share = 1.0 / self.config.accumulate as f64;
+        let (mut gradients, mut sums) = (Gradients::default(), Sums::default());
+        let mut wait_seconds = 0.0;
+        for _ in 0..self.config.accumulate {
+            let asked = Instant::now();
+            let batch = loader
+                .next_batch()
+                .ok_or_else(|| candle_core::Error::Msg("the loader ended early".into()))??;
+            wait_seconds += asked.elapsed().as_secs_f64();
+            let output = self.method.loss(&batch, context)?;
+            if !sums.add(&output, share)? {
+                return Err(self.non_finite(context, bad_input(&batch, &self.params, &output)?));
+            }
+            gradients.accumulate(&trainable, &mut output.loss.backward()?, share)?;
+        }
+        let norm = gradients.norm()?;
+        if !norm.is_finite() {
+            let name =
+                gradients.first_non_finite(&trainable)?.unwrap_or_else(|| "a norm of gradients".to_owned());
+            return Err(self.non_finite(context, format!("the gradient of `{name}`")));
+        }
+        if self.config.clip_norm > 0.0 {
+            gradients.clip(norm, self.config.clip_norm)?;
+        }
+        self.optimizer.step(&gradients, lr)?;
+        self.method.after_step(context)?;
+        sums.terms.push(("grad_norm", norm));
+        Ok(Measured { loss: sums.loss, terms: sums.terms, wait_seconds })
+    }
+
+    fn non_finite(&self, context: &StepContext, tensor: String) -> Error {
+        Error::NonFinite { step: context.step + 1, tensor }
+    }
+}
+
+/// Means over the micro-batches of a step.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    terms: Vec<(&'static str, f64)>,
+}
+
+impl Sums {
+    /// Adds a share of `output`; false if a value is not finite.
+    fn add(&mut self, output: &StepOutput, share: f64) -> CandleResult<bool> {
+        let mut terms = vec![];
+        for (name, term) in &output.terms {
+            terms.push((*name, scalar(term)?));
+        }
+        terms.push(("embedding_std", embedding_std(&output.embeddings)?));
+        let loss = scalar(&output.loss)?;
+        self.loss += share * loss;
+        if self.terms.is_empty() {
+            self.terms = terms.iter().map(|(name, _)| (*name, 0.0)).collect();
+        }
+        self.terms.iter_mut().zip(&terms).for_each(|(sum, (_, term))| sum.1 += share * term);
+        Ok(loss.is_finite() && terms.iter().all(|(_, term)| term.is_finite()))
+    }
+}
+
+fn scalar(tensor: &Tensor) -> CandleResult<f64> {
+    tensor.to_dtype(DType::F64)?.to_scalar()
+}
+
+/// Spread of the normalised projections: the mean over dimensions of the standard deviation over samples, times `√D`.
+/// 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (Chen & He, 2021, section 4.1).
+fn embedding_std(embeddings: &[Tensor]) -> CandleResult<f64> {
+    let Some(z) = embeddings.first() else { return Ok(0.0) };
+    let z = z.to_dtype(DType::F64)?;
+    let norm = (z.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?;
+    let z = z.broadcast_div(&norm)?;
+    let spread = z.broadcast_sub(&z.mean_keepdim(0)?)?.sqr()?.mean(0)?.sqrt()?.mean_all()?;
+    Ok(spread.to_scalar::<f64>()? * (z.dim(1)? as f64).sqrt())
+}
+
+/// The first tensor that is not finite, in the order in which the step computed them.
+fn bad_input(batch: &Batch, params: &Params, output: &StepOutput) -> CandleResult<String> {
+    for (i, view) in batch.views.iter().enumerate() {
+        for (row, index) in batch.index.iter().enumerate() {
+            if !is_finite(&view.get(row)?)? {
+                return Ok(format!("view {i} of image {index}"));
+            }
+        }
+    }
+    let floats = params.all().into_iter().filter(|(_, var): &(String, Var)| var.dtype().is_float());
+    for (name, var) in floats {
+        if !is_finite(&var)? {
+            return Ok(format!("`{name}`"));
+        }
+    }
+    for (i, z) in output.embeddings.iter().enumerate() {
+        if !is_finite(z)? {
+            return Ok(format!("the projection of view {i}"));
+        }
+    }
+    for (name, term) in &output.terms {
+        if !is_finite(term)? {
+            return Ok(format!("the term `{name}`"));
+        }
+    }
+    Ok("the loss".to_owned())
+}

@@ -1,0 +1,87 @@
+//! The progress of a run: a bar on a terminal, lines elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ssl_vision::train::{Control, Observer, StepReport};
+
+/// Time between lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// Shows images per second, loss, learning rate and the time left.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    started: Instant,
+    last_line: Instant,
+    first_step: usize,
+    /// Images per second, smoothed over some twenty steps.
+    speed: Option<f64>,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        Self { bar: None, started: now, last_line: now, first_step: 0, speed: None }
+    }
+
+    fn message(&self, report: &StepReport<'_>) -> String {
+        let spread = report.terms.iter().find(|(name, _)| *name == "embedding_std").map_or(0.0, |(_, v)| *v);
+        format!(
+            "epoch {}/{}  loss {:.4}  lr {:.5}  spread {spread:.2}  {:.0} images/s",
+            report.epoch + 1,
+            report.epochs,
+            report.loss,
+            report.lr,
+            self.speed.unwrap_or(0.0),
+        )
+    }
+}
+
+impl Observer for Progress {
+    fn on_start(&mut self, done: usize, total_steps: usize) {
+        self.started = Instant::now();
+        self.first_step = done;
+        if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(total_steps as u64).with_position(done as u64);
+            let template = "{bar:30} {pos}/{len}  {msg}  {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.reset_eta();
+            self.bar = Some(bar);
+        }
+    }
+
+    fn on_step(&mut self, report: &StepReport<'_>) -> Control {
+        let now = report.images as f64 / report.seconds;
+        self.speed = Some(self.speed.map_or(now, |speed| 0.95 * speed + 0.05 * now));
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.message(report));
+            bar.set_position(report.step as u64);
+            if report.step == report.total_steps {
+                bar.finish();
+            }
+        } else if self.last_line.elapsed() >= LINE_EVERY || report.step == report.total_steps {
+            self.last_line = Instant::now();
+            let done = (report.step - self.first_step) as f64;
+            let left =
+                self.started.elapsed().as_secs_f64() / done * (report.total_steps - report.step) as f64;
+            eprintln!(
+                "step {}/{}  {}  {left:.0} s left",
+                report.step,
+                report.total_steps,
+                self.message(report)
+            );
+        }
+        Control::Continue
+    }
+
+    fn on_notice(&mut self, notice: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(notice),
+            None => eprintln!("{notice}"),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The table at the end of a run.
+
+use ssl_vision::train::{Evaluation, Scores};
+
+/// Accuracies of the encoder beside its baselines.
+pub(crate) fn scores(evaluation: &Evaluation) -> String {
+    let Evaluation { encoder, baselines, protocol } = evaluation;
+    let row = |name: &str, s: &Scores| {
+        let note = if s.linear_converged { "" } else { "  (probe not converged)" };
+        format!("{name:<20} {:>8.1} {:>8.1}{note}\n", 100.0 * s.knn, 100.0 * s.linear)
+    };
+    let mut text = format!("{:<20} {:>8} {:>8}\n", "top-1 accuracy, %", "kNN", "linear");
+    text += &row("trained encoder", encoder);
+    text += &row("untrained network", &baselines.untrained);
+    text += &row("raw pixels", &baselines.pixels);
+    text += &format!("kNN: k = {}, temperature = {}\n", protocol.knn.k, protocol.knn.temperature);
+    text
+}
