@@ -3,10 +3,14 @@
 // A program talks to its user and ends with an exit code; the lints against both are for the libraries.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod ci;
 mod encoder;
+mod licences;
+mod parity;
 mod pretrain;
 mod progress;
 mod table;
+mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +34,25 @@ enum Command {
     Pretrain(pretrain::Pretrain),
     Eval(encoder::Eval),
     Export(encoder::Export),
+    /// Compare losses, networks, optimisers, augmentations and evaluations with reference values.
+    Parity {
+        /// Folder with a manifest.json and the files it names; by default tests/golden.
+        #[arg(long, value_name = "DIR")]
+        golden: Option<PathBuf>,
+        /// Print a list of JSON objects instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run all tests: unit, integration and documentation.
+    Test,
+    /// Run all checks but the tests: format, house rules, licences, lints, each crate alone, documentation.
+    Check,
+    /// Run all checks and all tests: what main must pass.
+    Ci,
+    /// Check the house rules: edges between crates, file headers, links.
+    Tidy,
+    /// Check the licences of all dependencies.
+    Licences,
 }
 
 fn main() -> ExitCode {
@@ -54,6 +77,16 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Pretrain(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Export(command) => command.run(),
+        Command::Parity { golden, json } => {
+            let golden = golden.unwrap_or_else(|| project_root().join("tests/golden"));
+            let passed = parity::run(&golden, json)?;
+            Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Test => ci::test().map(|()| ExitCode::SUCCESS),
+        Command::Check => ci::check().map(|()| ExitCode::SUCCESS),
+        Command::Ci => ci::run().map(|()| ExitCode::SUCCESS),
+        Command::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
+        Command::Licences => licences::run().map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -370,6 +370,10 @@ fn im2col<'a, T: Element>(
             for (i, j) in (0..g.kh).flat_map(|i| (0..g.kw).map(move |j| (i, j))) {
                 let k = (c * g.kh + i) * g.kw + j;
                 let out = &mut buffer[k * n + image * band..][..band];
+                if stride == 1 && g.out_w == g.w {
+                    shift_plane(g, plane, i * dilation, j * dilation, row, out);
+                    continue;
+                }
                 for (oy, out) in out.chunks_exact_mut(g.out_w).enumerate() {
                     match ((row + oy) * stride + i * dilation).checked_sub(padding).filter(|&y| y < g.h) {
                         Some(y) => gather_row(&plane[y * g.w..][..g.w], j * dilation, padding, stride, out),
@@ -380,6 +384,28 @@ fn im2col<'a, T: Element>(
         }
     }
     Columns { data: buffer, stride: n, n }
+}
+
+/// The rows from `row` on of a plane moved by `(down, right)` less the padding, 0 where nothing was: what a tap of a
+/// kernel with stride 1 sees if input and output are equally wide. One copy and two narrow borders.
+fn shift_plane<T: Element>(g: &Geometry, plane: &[T], down: usize, right: usize, row: usize, out: &mut [T]) {
+    let padding = g.config.padding;
+    // Output position `o` of the band reads `plane[o + ahead − behind]`.
+    let (ahead, behind) = ((row + down) * g.w + right, padding * g.w + padding);
+    let first = behind.saturating_sub(ahead).min(out.len());
+    let last = (plane.len() + behind).saturating_sub(ahead).min(out.len()).max(first);
+    out[..first].fill(T::ZERO);
+    out[last..].fill(T::ZERO);
+    if first < last {
+        out[first..last].copy_from_slice(&plane[first + ahead - behind..last + ahead - behind]);
+    }
+    let (first, last) = inside(g.w, right, padding, 1, g.out_w);
+    if (first, last) != (0, g.out_w) {
+        for line in out.chunks_exact_mut(g.out_w) {
+            line[..first].iter_mut().for_each(|v| *v = T::ZERO);
+            line[last..].iter_mut().for_each(|v| *v = T::ZERO);
+        }
+    }
 }
 
 /// `out[o] = line[o · stride + offset − padding]`, 0 outside the line.

@@ -1,0 +1,88 @@
+//! kNN, logistic regression and accuracies against lightly and scikit-learn.
+
+use anyhow::Result;
+use ssl_vision::eval::{
+    Features, KnnConfig, LogisticRegression, LogisticRegressionConfig, accuracy, knn_predict, topk_accuracy,
+};
+
+use super::case::Case;
+use super::check::Check;
+
+/// Two classes whose scores differ by less than this part may be confused.
+const SURE_MARGIN: f64 = 1e-4;
+
+pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
+    let name = &case.entry.case;
+    if name.starts_with("knn") {
+        knn(case, check)?;
+    } else if name.starts_with("logreg") {
+        logistic_regression(case, check)?;
+    } else if name.starts_with("topk_accuracy") {
+        topk(case, check)?;
+    } else {
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+fn knn(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let (bank, queries) = (features(case, "train")?, features(case, "test")?);
+    let num_classes: usize = case.params.get("num_classes")?;
+    let config = KnnConfig { k: case.params.get("k")?, temperature: case.params.get("t")? };
+    let prediction = knn_predict(&bank, &queries, num_classes, &config)?;
+    check.values("out.scores", &[queries.rows(), num_classes], &prediction.scores)?;
+    let margins: Vec<f64> = prediction.scores.chunks_exact(num_classes).map(margin).collect();
+    check.values("out.margin", &[margins.len()], &margins)?;
+    let expected = case.labels("out.pred_top1")?;
+    let sure = case.values("out.margin")?.into_iter().map(|margin| margin > SURE_MARGIN);
+    let classes = prediction.classes.iter().zip(&expected).zip(sure);
+    let classes: Vec<f64> =
+        classes.map(|((own, theirs), sure)| f64::from(if sure { *own } else { *theirs })).collect();
+    check.values("out.pred_top1", &[classes.len()], &classes)?;
+    check.scalar("out.f64.top1", accuracy(&prediction.classes, queries.labels())?)
+}
+
+/// How much the second score falls short of the first, as a part of the first.
+fn margin(scores: &[f64]) -> f64 {
+    let mut sorted = scores.to_vec();
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    match sorted[..] {
+        [first, second, ..] => (first - second) / first,
+        _ => 1.0,
+    }
+}
+
+fn logistic_regression(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let (train, test) = (features(case, "train")?, features(case, "test")?);
+    let num_classes: usize = case.params.get("num_classes")?;
+    // The flattest direction turns the default's gradient of 1e-4 into an error of a few per cent.
+    let config = LogisticRegressionConfig { c: case.params.get("C")?, tolerance: 1e-6, ..Default::default() };
+    let classifier = LogisticRegression::fit(&train, num_classes, &config)?;
+    if !classifier.converged() {
+        check.fail(format!("the fit has not converged in {} steps", classifier.iterations()));
+    }
+    check.values("out.coef", &[num_classes, train.dim()], &classifier.coefficients())?;
+    check.values("out.intercept", &[num_classes], &classifier.intercepts())?;
+    check.values("out.test_proba", &[test.rows(), num_classes], &classifier.probabilities(&test)?)?;
+    let classes = classifier.predict(&test)?;
+    check.scalar("out.f64.test_accuracy", accuracy(&classes, test.labels())?)?;
+    check.scalar("out.f64.train_accuracy", accuracy(&classifier.predict(&train)?, train.labels())?)?;
+    check.values("out.pred", &[test.rows()], &classes.into_iter().map(f64::from).collect::<Vec<_>>())
+}
+
+fn topk(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let (scores, labels) = (case.values("in.logits")?, case.labels("in.labels")?);
+    let num_classes = scores.len() / labels.len().max(1);
+    for k in case.params.get::<Vec<usize>>("ks")? {
+        check.scalar(&format!("out.f64.top{k}"), topk_accuracy(&scores, &labels, num_classes, k)?)?;
+    }
+    Ok(())
+}
+
+/// The features `in.SET` with their labels.
+fn features(case: &Case<'_>, set: &str) -> Result<Features> {
+    let rows = case.tensor(&format!("in.{set}"))?;
+    let (_, dim) = rows.dims2()?;
+    let data = rows.flatten_all()?.to_vec1()?;
+    Ok(Features::new(data, dim, case.labels(&format!("in.{set}_labels"))?)?)
+}

@@ -1,0 +1,138 @@
+//! Trajectories of optimisers against PyTorch, lightly and the official code of LARS.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use candle_core::{Tensor, Var};
+use serde_json::Value;
+use ssl_vision::train::{
+    AdamConfig, Gradients, LarsConfig, Optimizer, OptimizerConfig, ParamGroup, SgdConfig,
+};
+
+use super::case::{Case, Entry};
+use super::check::Check;
+use super::schedules;
+
+pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
+    let entry = case.entry;
+    if entry.case.starts_with("schedules") {
+        return schedules::run(case, check);
+    }
+    let Some(config) = config(entry)? else { return Ok(false) };
+    let lr: f64 = entry.params.get("lr")?;
+    let params = case.names_after("in.init.").into_iter();
+    let params: Vec<(String, Var)> = params
+        .map(|name| Ok((name.to_owned(), Var::from_tensor(case.tensor(&format!("in.init.{name}"))?)?)))
+        .collect::<Result<_>>()?;
+    let groups = params.iter().map(|(name, var)| group(entry, &config, name, var)).collect::<Result<_>>()?;
+    let mut optimizer = Optimizer::with_groups(&config, &params, groups)?;
+    let mut trajectories: BTreeMap<&str, Vec<Tensor>> = BTreeMap::new();
+    for step in 0..entry.params.get("steps")? {
+        let grads = params.iter();
+        let grads =
+            grads.map(|(name, _)| Ok((name.clone(), case.tensor(&format!("in.grads.{name}"))?.get(step)?)));
+        optimizer.step(&Gradients::new(grads.collect::<Result<_>>()?), lr)?;
+        for (name, var) in &params {
+            trajectories.entry(name).or_default().push(var.as_tensor().copy()?);
+        }
+    }
+    for (name, trajectory) in &trajectories {
+        check.tensor(&format!("out.params.{name}"), &Tensor::stack(trajectory, 0)?)?;
+    }
+    Ok(true)
+}
+
+/// The rule of a case, or `None` if we have none like it. Decays of single parameters are left to [`group`].
+fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
+    let rules = ["sgd", "adamw", "adam", "lars_official", "lars"];
+    let Some(rule) = rules.into_iter().find(|rule| entry.case.starts_with(rule)) else { return Ok(None) };
+    entry.params.refuse_unknown(&[
+        "steps",
+        "lr",
+        "lr_by",
+        "weight_decay",
+        "momentum",
+        "nesterov",
+        "betas",
+        "eps",
+        "trust_coefficient",
+        "eta",
+    ])?;
+    let lr = entry.params.get("lr")?;
+    let weight_decay = 0.0;
+    let momentum = entry.params.optional("momentum")?.unwrap_or(0.0);
+    let nesterov = entry.params.optional("nesterov")?.unwrap_or(false);
+    let adam = || {
+        let [beta1, beta2] = entry.params.get("betas")?;
+        let eps = entry.params.get("eps")?;
+        Ok::<_, anyhow::Error>(AdamConfig {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            exclude_bias_and_norm: false,
+        })
+    };
+    let lars = |trust_coefficient, separate_norms| {
+        OptimizerConfig::Lars(LarsConfig {
+            lr,
+            momentum,
+            nesterov,
+            weight_decay,
+            trust_coefficient,
+            separate_norms,
+            lr_in_momentum: false,
+            exclude_bias_and_norm: true,
+        })
+    };
+    Ok(Some(match rule {
+        "sgd" => OptimizerConfig::Sgd(SgdConfig {
+            lr,
+            momentum,
+            nesterov,
+            weight_decay,
+            exclude_bias_and_norm: false,
+        }),
+        "adamw" => OptimizerConfig::AdamW(adam()?),
+        "adam" => OptimizerConfig::Adam(adam()?),
+        "lars_official" => lars(entry.params.get("eta")?, false),
+        _ => lars(entry.params.get("trust_coefficient")?, true),
+    }))
+}
+
+/// The group of one parameter. The references of LARS leave biases alone in two ways: lightly by a group without decay,
+/// which the notes name, the official code by rank.
+fn group(entry: &Entry, config: &OptimizerConfig, name: &str, var: &Var) -> Result<ParamGroup> {
+    let excluded = match config {
+        OptimizerConfig::Lars(lars) if lars.separate_norms => excluded_names(&entry.notes)?.contains(&name),
+        OptimizerConfig::Lars(_) => var.rank() <= 1,
+        _ => false,
+    };
+    let weight_decay =
+        if excluded { 0.0 } else { per_parameter(entry, "weight_decay", name)?.unwrap_or(0.0) };
+    let lr: f64 = entry.params.get("lr")?;
+    Ok(ParamGroup {
+        name: name.to_owned(),
+        members: vec![name.to_owned()],
+        lr_factor: per_parameter(entry, "lr_by", name)?.map_or(1.0, |own| own / lr),
+        weight_decay,
+        // lightly's rule scales only what decays.
+        adapt: !excluded && weight_decay != 0.0,
+    })
+}
+
+/// The names in `group 'excluded' = {b, c}`.
+fn excluded_names(notes: &str) -> Result<Vec<&str>> {
+    let names = notes.split_once("'excluded' = {").and_then(|(_, rest)| rest.split_once('}'));
+    match names {
+        Some((names, _)) => Ok(names.split(',').map(str::trim).collect()),
+        None => bail!("the notes do not say which parameters are excluded"),
+    }
+}
+
+/// A number for all parameters or a map by name.
+fn per_parameter(entry: &Entry, key: &str, name: &str) -> Result<Option<f64>> {
+    let value: Option<Value> = entry.params.optional(key)?;
+    Ok(value.and_then(|value| value.get(name).cloned().unwrap_or(value).as_f64()))
+}
