@@ -5,6 +5,7 @@
 
 mod ci;
 mod encoder;
+mod kill;
 mod licences;
 mod parity;
 mod pretrain;
@@ -43,6 +44,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Kill(kill::Kill),
     /// Run all tests: unit, integration and documentation.
     Test,
     /// Run all checks but the tests: format, house rules, licences, lints, each crate alone, documentation.
@@ -82,6 +84,7 @@ fn run() -> anyhow::Result<ExitCode> {
             let passed = parity::run(&golden, json)?;
             Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Kill(command) => command.run(),
         Command::Test => ci::test().map(|()| ExitCode::SUCCESS),
         Command::Check => ci::check().map(|()| ExitCode::SUCCESS),
         Command::Ci => ci::run().map(|()| ExitCode::SUCCESS),

@@ -43,7 +43,7 @@ pub(crate) fn run(golden: &Path, json: bool) -> Result<bool> {
     let width = entries.iter().map(|entry| entry.title().len()).max().unwrap_or(0);
     if !json {
         println!(
-            "{:width$}  {:>8}  {:>8}  {:<17} {:>5}  verdict",
+            "{:width$}  {:>8}  {:>8}  {:<18} {:>5}  verdict",
             "case", "max abs", "max rel", "tolerance", "used"
         );
     }
@@ -119,9 +119,9 @@ fn row(verdict: &Verdict) -> String {
     let word = verdict.word();
     match verdict {
         Verdict::Judged(Summary { max_abs, max_rel, tolerance, used, .. }) => {
-            format!("{max_abs:8.1e}  {max_rel:8.1e}  {tolerance:<17} {:>4.0}%  {word}{detail}", 100.0 * used)
+            format!("{max_abs:8.1e}  {max_rel:8.1e}  {tolerance:<18} {:>4.0}%  {word}{detail}", 100.0 * used)
         }
-        _ => format!("{:8}  {:8}  {:<17} {:>5}  {word}{detail}", "", "", "", ""),
+        _ => format!("{:8}  {:8}  {:<18} {:>5}  {word}{detail}", "", "", "", ""),
     }
 }
 

@@ -42,7 +42,8 @@ fn config(entry: &Entry) -> Result<Option<ResNetConfig>> {
     }
     let stem =
         if entry.params.optional("cifar_stem")?.unwrap_or(false) { Stem::Cifar } else { Stem::ImageNet };
-    let width = entry.weights.get("conv1.weight").map_or(base.width, |info| info.shape[0]);
+    let width = entry.weights.get("conv1.weight").and_then(|weight| weight.shape.first().copied());
+    let width = width.unwrap_or(base.width);
     Ok(Some(ResNetConfig { stem, width, ..base }))
 }
 

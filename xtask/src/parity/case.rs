@@ -112,14 +112,11 @@ impl Options {
         self.0.keys().map(String::as_str)
     }
 
-    /// Refuses options that are switched on and not among `known`: to ignore one would compare something else.
-    pub(crate) fn refuse_unknown(&self, known: &[&str]) -> Result<()> {
+    /// Whether all options that are switched on are among `known`: to ignore one would compare something else.
+    pub(crate) fn all_among(&self, known: &[&str]) -> bool {
         let off =
             |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value.as_f64() == Some(0.0);
-        match self.0.iter().find(|(key, value)| !known.contains(&key.as_str()) && !off(value)) {
-            Some((key, value)) => bail!("unknown option `{key}` = {value}"),
-            None => Ok(()),
-        }
+        self.0.iter().all(|(key, value)| known.contains(&key.as_str()) || off(value))
     }
 }
 

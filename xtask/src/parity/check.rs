@@ -124,10 +124,11 @@ impl<'a> Check<'a> {
 
 impl std::fmt::Display for Bound {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // `pad` keeps the width of a column.
         match self {
-            Bound::Elements { rtol, atol } => f.pad(&format!("{rtol:.0e} + {atol:.0e}")),
-            Bound::Norm { rtol } => f.pad(&format!("{rtol:.0e} of norm")),
+            Bound::Elements { rtol: 0.0, atol: 0.0 } => write!(f, "exact"),
+            Bound::Elements { rtol: 0.0, atol } => write!(f, "{atol}"),
+            Bound::Elements { rtol, atol } => write!(f, "{rtol:e} rel + {atol:e}"),
+            Bound::Norm { rtol } => write!(f, "{rtol:e} of the norm"),
         }
     }
 }

@@ -36,10 +36,9 @@ fn knn(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
     let expected = case.labels("out.pred_top1")?;
     let sure = case.values("out.margin")?.into_iter().map(|margin| margin > SURE_MARGIN);
     let classes = prediction.classes.iter().zip(&expected).zip(sure);
-    let classes: Vec<f64> =
-        classes.map(|((own, theirs), sure)| f64::from(if sure { *own } else { *theirs })).collect();
-    check.values("out.pred_top1", &[classes.len()], &classes)?;
-    check.scalar("out.f64.top1", accuracy(&prediction.classes, queries.labels())?)
+    let classes: Vec<u32> = classes.map(|((own, theirs), sure)| if sure { *own } else { *theirs }).collect();
+    check.values("out.pred_top1", &[classes.len()], &floats(&classes))?;
+    check.scalar("out.f64.top1", accuracy(&classes, queries.labels())?)
 }
 
 /// How much the second score falls short of the first, as a part of the first.
@@ -67,7 +66,7 @@ fn logistic_regression(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
     let classes = classifier.predict(&test)?;
     check.scalar("out.f64.test_accuracy", accuracy(&classes, test.labels())?)?;
     check.scalar("out.f64.train_accuracy", accuracy(&classifier.predict(&train)?, train.labels())?)?;
-    check.values("out.pred", &[test.rows()], &classes.into_iter().map(f64::from).collect::<Vec<_>>())
+    check.values("out.pred", &[test.rows()], &floats(&classes))
 }
 
 fn topk(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
@@ -77,6 +76,10 @@ fn topk(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
         check.scalar(&format!("out.f64.top{k}"), topk_accuracy(&scores, &labels, num_classes, k)?)?;
     }
     Ok(())
+}
+
+fn floats(classes: &[u32]) -> Vec<f64> {
+    classes.iter().map(|class| f64::from(*class)).collect()
 }
 
 /// The features `in.SET` with their labels.

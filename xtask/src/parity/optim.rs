@@ -13,6 +13,20 @@ use super::case::{Case, Entry};
 use super::check::Check;
 use super::schedules;
 
+/// The options that our optimisers have.
+const KNOWN: [&str; 10] = [
+    "steps",
+    "lr",
+    "lr_by",
+    "weight_decay",
+    "momentum",
+    "nesterov",
+    "betas",
+    "eps",
+    "trust_coefficient",
+    "eta",
+];
+
 pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     let entry = case.entry;
     if entry.case.starts_with("schedules") {
@@ -46,18 +60,12 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
 fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
     let rules = ["sgd", "adamw", "adam", "lars_official", "lars"];
     let Some(rule) = rules.into_iter().find(|rule| entry.case.starts_with(rule)) else { return Ok(None) };
-    entry.params.refuse_unknown(&[
-        "steps",
-        "lr",
-        "lr_by",
-        "weight_decay",
-        "momentum",
-        "nesterov",
-        "betas",
-        "eps",
-        "trust_coefficient",
-        "eta",
-    ])?;
+    // The epsilon of our LARS is fixed.
+    let other_eps =
+        rule.starts_with("lars") && entry.params.optional("eps")?.is_some_and(|eps: f64| eps != 1e-8);
+    if other_eps || !entry.params.all_among(&KNOWN) {
+        return Ok(None);
+    }
     let lr = entry.params.get("lr")?;
     let weight_decay = 0.0;
     let momentum = entry.params.optional("momentum")?.unwrap_or(0.0);
@@ -101,24 +109,25 @@ fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
     }))
 }
 
-/// The group of one parameter. The references of LARS leave biases alone in two ways: lightly by a group without decay,
-/// which the notes name, the official code by rank.
+/// The group of one parameter. The references of LARS leave biases alone in two ways: lightly by a group without
+/// decay, which the notes name and which is not scaled either; the official code by rank.
 fn group(entry: &Entry, config: &OptimizerConfig, name: &str, var: &Var) -> Result<ParamGroup> {
-    let excluded = match config {
-        OptimizerConfig::Lars(lars) if lars.separate_norms => excluded_names(&entry.notes)?.contains(&name),
-        OptimizerConfig::Lars(_) => var.rank() <= 1,
-        _ => false,
+    let own_decay = per_parameter(entry, "weight_decay", name)?.unwrap_or(0.0);
+    let (weight_decay, adapt) = match config {
+        OptimizerConfig::Lars(lars) if lars.separate_norms => {
+            let decays = own_decay != 0.0 && !excluded_names(&entry.notes)?.contains(&name);
+            (if decays { own_decay } else { 0.0 }, decays)
+        }
+        OptimizerConfig::Lars(_) if var.rank() <= 1 => (0.0, false),
+        _ => (own_decay, true),
     };
-    let weight_decay =
-        if excluded { 0.0 } else { per_parameter(entry, "weight_decay", name)?.unwrap_or(0.0) };
     let lr: f64 = entry.params.get("lr")?;
     Ok(ParamGroup {
         name: name.to_owned(),
         members: vec![name.to_owned()],
         lr_factor: per_parameter(entry, "lr_by", name)?.map_or(1.0, |own| own / lr),
         weight_decay,
-        // lightly's rule scales only what decays.
-        adapt: !excluded && weight_decay != 0.0,
+        adapt,
     })
 }
 
