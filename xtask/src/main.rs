@@ -116,7 +116,9 @@ fn data_path(data: &str) -> PathBuf {
 /// Threads to compute with: those asked for, else all cores. Results do not depend on it.
 fn use_threads(asked: Option<usize>) -> anyhow::Result<usize> {
     let threads = match asked {
-        Some(0) => anyhow::bail!("--threads = 0 must be at least 1"),
+        Some(threads) if !(1..=1024).contains(&threads) => {
+            anyhow::bail!("--threads = {threads} is not in 1..=1024")
+        }
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };

@@ -109,7 +109,7 @@ fn judge(golden: &Path, entry: &Entry) -> Verdict {
     match summary() {
         Ok(Some(summary)) => Verdict::Judged(summary),
         Ok(None) => Verdict::NotImplemented,
-        Err(error) => Verdict::Error(format!("{error:#}")),
+        Err(error) => Verdict::Error(crate::one_line(&error)),
     }
 }
 
@@ -119,10 +119,19 @@ fn row(verdict: &Verdict) -> String {
     let word = verdict.word();
     match verdict {
         Verdict::Judged(Summary { max_abs, max_rel, tolerance, used, .. }) => {
-            format!("{max_abs:8.1e}  {max_rel:8.1e}  {tolerance:<18} {:>4.0}%  {word}{detail}", 100.0 * used)
+            let used = if *used < 10.0 { format!("{:.0}%", 100.0 * used) } else { ">999%".to_owned() };
+            format!(
+                "{:>8}  {:>8}  {tolerance:<18} {used:>5}  {word}{detail}",
+                brief(*max_abs),
+                brief(*max_rel)
+            )
         }
         _ => format!("{:8}  {:8}  {:<18} {:>5}  {word}{detail}", "", "", "", ""),
     }
+}
+
+fn brief(error: f64) -> String {
+    if error == 0.0 { "0".to_owned() } else { format!("{error:.1e}") }
 }
 
 fn print_total(verdicts: &[(&Entry, Verdict)]) {

@@ -38,15 +38,18 @@ impl Default for SimClrConfig {
 
 impl SimClrConfig {
     pub(crate) fn validate(&self) -> std::result::Result<(), String> {
-        let Self { temperature, projector_dim, projector_layers, .. } = *self;
+        let Self { temperature, projector_hidden, projector_dim, projector_layers } = *self;
         if !(temperature > 0.0 && temperature <= 10.0) {
             return Err(format!("method.temperature = {temperature} is not in (0, 10]"));
         }
-        if projector_dim == 0 || !(1..=8).contains(&projector_layers) {
-            return Err(format!(
-                "method.projector_dim = {projector_dim} must be at least 1 and \
-                 method.projector_layers = {projector_layers} in 1..=8"
-            ));
+        for (key, value, range) in [
+            ("projector_hidden", projector_hidden, 0..=65_536),
+            ("projector_dim", projector_dim, 1..=65_536),
+            ("projector_layers", projector_layers, 1..=8),
+        ] {
+            if !range.contains(&value) {
+                return Err(format!("method.{key} = {value} is not in {}..={}", range.start(), range.end()));
+            }
         }
         Ok(())
     }
@@ -176,6 +179,20 @@ mod tests {
         method.loss(&batch(3), &CONTEXT).unwrap();
         let count = params.get("backbone.bn1.num_batches_tracked").unwrap().to_scalar::<i64>().unwrap();
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn a_collapsed_projector_shows_as_zero_information() {
+        // With the last scale at zero every projection is the same point, whatever the image.
+        let (params, method) = tiny(&SimClrConfig::default());
+        let scale = params.get("projector.4.weight").unwrap();
+        let healthy = method.loss(&batch(6), &CONTEXT).unwrap();
+        scale.set(&scale.zeros_like().unwrap()).unwrap();
+        let collapsed = method.loss(&batch(6), &CONTEXT).unwrap();
+        let scalar = |t: &Tensor| t.to_scalar::<f32>().unwrap();
+        assert!((scalar(&collapsed.loss) - 11f32.ln()).abs() < 1e-5);
+        assert!(scalar(&collapsed.terms[0].1).abs() < 1e-5);
+        assert!(scalar(&healthy.loss) < 0.99 * 11f32.ln() || scalar(&healthy.loss) > 1.01 * 11f32.ln());
     }
 
     #[test]

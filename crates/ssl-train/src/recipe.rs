@@ -409,7 +409,12 @@ mod tests {
             ("optimizer.beta1", "1.0", "optimizer.beta1 = 1 is not in"),
             ("method.name", "simclear", "available: simclr"),
             ("method.temperature", "0", "method.temperature = 0 is not in (0, 10]"),
-            ("method.projector_layers", "0", "method.projector_layers = 0 in 1..=8"),
+            ("method.projector_layers", "0", "method.projector_layers = 0 is not in 1..=8"),
+            (
+                "method.projector_hidden",
+                "100000000",
+                "method.projector_hidden = 100000000 is not in 0..=65536",
+            ),
             ("backbone.name", "vgg16", "available: resnet18, resnet34, resnet50"),
             ("backbone.width", "0", "backbone.width = 0 is not in 1..=4096"),
             ("backbone.stem", "tiny", "unknown variant `tiny`, expected `imagenet` or `cifar`"),

@@ -1,0 +1,110 @@
+"""Checks that an exported encoder is the torchvision network it claims to be.
+
+    python tests/python/check_export.py ENCODER.safetensors [--features FEATURES.safetensors]
+
+Builds the ResNet that the metadata of ENCODER describes and loads the weights with `strict=True`.
+FEATURES, if given, holds `images` (B, 3, H, W), already normalised, and the `features` (B, D) that
+ssl-vision computed from them; torchvision's must differ by less than 1e-4. If timm is installed, it
+is held to the same, as far as it has the architecture. The exit code is 0 if all agree.
+
+The integration tests write such pairs of files into the folder SSL_VISION_EXPORT_DIR:
+
+    SSL_VISION_EXPORT_DIR=/tmp/export cargo test -p ssl-vision-tests export
+    python tests/python/check_export.py /tmp/export/resnet18.safetensors \
+        --features /tmp/export/resnet18-features.safetensors
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+try:
+    import timm
+except ImportError:
+    timm = None
+
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+TOLERANCE = 1e-4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("encoder")
+    parser.add_argument("--features")
+    args = parser.parse_args()
+
+    backbone = read_backbone(args.encoder)
+    weights = load_file(args.encoder)
+    networks = {f"torchvision {torchvision.__version__}": torchvision_resnet(**backbone)}
+    published = backbone["stem"] == "imagenet" and backbone["width"] == 64
+    if timm is None:
+        print("timm: not installed")
+    elif not published:
+        print("timm: passed over, it has the ImageNet stem and width 64 only")
+    else:
+        networks[f"timm {timm.__version__}"] = timm.create_model(backbone["name"], num_classes=0)
+
+    pair = load_file(args.features) if args.features else None
+    agree = True
+    for name, network in networks.items():
+        network.load_state_dict(weights, strict=True)
+        print(f"{name}: {len(weights)} tensors loaded with strict=True")
+        if pair:
+            difference = max_difference(network, pair["images"], pair["features"])
+            verdict = "ok" if difference < TOLERANCE else f"too large, must be below {TOLERANCE:g}"
+            print(f"{name}: features {list(pair['features'].shape)}, max |diff| {difference:.2e}: {verdict}")
+            agree &= difference < TOLERANCE
+    return 0 if agree else 1
+
+
+def read_backbone(path: str) -> dict:
+    """The arguments of `torchvision_resnet` from the metadata of an encoder."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if "backbone" not in metadata:
+        sys.exit(f"{path}: no metadata `backbone`; was it exported by ssl-vision?")
+    backbone = json.loads(metadata["backbone"])
+    if backbone["name"] not in ARCHITECTURES:
+        sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(ARCHITECTURES)}")
+    print(f"{path}: {backbone['name']}, {backbone['stem']} stem, width {backbone['width']}")
+    return {key: backbone[key] for key in ("name", "stem", "width")}
+
+
+def torchvision_resnet(name: str, stem: str, width: int) -> nn.Module:
+    """torchvision's network without its classifier, with another stem or width if need be."""
+    network = getattr(torchvision.models, name)(weights=None)
+    if width != 64:
+        stages = [network.layer1, network.layer2, network.layer3, network.layer4]
+        block, depths = type(stages[0][0]), [len(stage) for stage in stages]
+        network.inplanes = width
+        network.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        network.bn1 = nn.BatchNorm2d(width)
+        for i, depth in enumerate(depths):
+            stage = network._make_layer(block, width << i, depth, stride=2 if i else 1)
+            setattr(network, f"layer{i + 1}", stage)
+    if stem == "cifar":
+        network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    network.fc = nn.Identity()
+    return network
+
+
+@torch.inference_mode()
+def max_difference(network: nn.Module, images: torch.Tensor, features: torch.Tensor) -> float:
+    """Largest absolute difference between `features` and those of `network` in evaluation mode."""
+    computed = network.eval()(images)
+    if computed.shape != features.shape:
+        sys.exit(f"features are {list(features.shape)}, the network computes {list(computed.shape)}")
+    return (computed - features).abs().max().item()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

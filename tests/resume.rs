@@ -1,0 +1,137 @@
+//! A run that is stopped and resumed ends with the bits of one that was not. New tests of the run folder, of checkpoints
+//! and of determinism go here.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use candle_core::Device;
+use ssl_vision::train::{Checkpoint, Control, Observer, Outcome, Recipe, Session, StepReport};
+
+use crate::shipped_data;
+
+/// A network small enough to run a dozen times.
+fn recipe(more: &[(&str, &str)]) -> Recipe {
+    let small = [
+        ("backbone.width", "2"),
+        ("augment.size", "8"),
+        ("train.batch_size", "500"),
+        ("train.epochs", "2"),
+        ("train.max_steps", "25"),
+        ("schedule.warmup_epochs", "0.1"),
+        ("checkpoint.every_steps", "4"),
+    ];
+    let settings = small.iter().chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    Recipe::load("simclr-fashion-mnist", &settings.collect::<Vec<_>>()).unwrap()
+}
+
+struct StopAt(usize);
+
+impl Observer for StopAt {
+    fn on_step(&mut self, report: &StepReport<'_>) -> Control {
+        if report.step == self.0 { Control::Stop } else { Control::Continue }
+    }
+}
+
+#[derive(Default)]
+struct Notices(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl Observer for Notices {
+    fn on_notice(&mut self, notice: &str) {
+        self.0.lock().unwrap().push(notice.to_owned());
+    }
+}
+
+fn train(mut session: Session, stop_at: usize) -> Outcome {
+    session.train(&mut [Box::new(StopAt(stop_at))], &AtomicBool::new(false)).unwrap()
+}
+
+fn start(recipe: &Recipe, out: &Path, threads: usize) -> Session {
+    Session::start(recipe.clone(), &shipped_data(), out, &Device::Cpu, threads).unwrap()
+}
+
+fn resume(out: &Path, threads: usize) -> ssl_vision::train::Result<Session> {
+    Session::resume(out, |_| shipped_data(), |own| Ok(own.clone()), &Device::Cpu, threads, &mut [])
+}
+
+/// The last checkpoint and the metrics.
+fn bits(out: &Path) -> (Vec<u8>, String) {
+    let checkpoint = out.join("checkpoints").join(Checkpoint::file_name(25));
+    (fs::read(checkpoint).unwrap(), fs::read_to_string(out.join("metrics.jsonl")).unwrap())
+}
+
+#[test]
+fn stopped_anywhere_on_any_number_of_loader_threads_it_ends_with_the_same_bits() {
+    for more in
+        [vec![], vec![("optimizer.name", "lars"), ("train.accumulate", "2"), ("train.clip_norm", "1")]]
+    {
+        let (recipe, folder) = (recipe(&more), tempfile::tempdir().unwrap());
+        let whole = folder.path().join("whole");
+        assert_eq!(train(start(&recipe, &whole, 2), 0), Outcome::Finished);
+        assert_eq!(bits(&whole).1.lines().count(), 25);
+        let parts = folder.path().join("parts");
+        // Step 20 is the end of the first epoch; 7 and 22 lie between checkpoints.
+        assert_eq!(train(start(&recipe, &parts, 1), 7), Outcome::Interrupted { step: 7 });
+        assert_eq!(train(resume(&parts, 3).unwrap(), 20), Outcome::Interrupted { step: 20 });
+        assert_eq!(train(resume(&parts, 1).unwrap(), 22), Outcome::Interrupted { step: 22 });
+        assert_eq!(train(resume(&parts, 2).unwrap(), 0), Outcome::Finished);
+        assert!(bits(&whole) == bits(&parts), "the resumed run differs ({more:?})");
+        // A finished run has nothing left to do.
+        assert_eq!(train(resume(&parts, 2).unwrap(), 0), Outcome::Finished);
+        assert!(bits(&whole) == bits(&parts));
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_with_a_word() {
+    let (recipe, folder) = (recipe(&[]), tempfile::tempdir().unwrap());
+    let (whole, hurt) = (folder.path().join("whole"), folder.path().join("hurt"));
+    train(start(&recipe, &whole, 2), 0);
+    train(start(&recipe, &hurt, 2), 10);
+    let newest = hurt.join("checkpoints").join(Checkpoint::file_name(10));
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let notices = Notices::default();
+    let said = notices.0.clone();
+    let own = |own: &Recipe| Ok(own.clone());
+    let session =
+        Session::resume(&hurt, |_| shipped_data(), own, &Device::Cpu, 2, &mut [Box::new(notices)]).unwrap();
+    assert_eq!(session.step(), 8);
+    let said = said.lock().unwrap().join("\n");
+    assert!(said.contains(&Checkpoint::file_name(10)) && said.contains("checksum"), "{said}");
+    train(session, 0);
+    assert!(bits(&whole) == bits(&hurt));
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused_with_both_sides() {
+    let (own, folder) = (recipe(&[("train.max_steps", "2")]), tempfile::tempdir().unwrap());
+    let out = folder.path().join("run");
+    let session = start(&own, &out, 1);
+    let again = Session::start(own.clone(), &shipped_data(), &out, &Device::Cpu, 1).unwrap_err().to_string();
+    assert!(again.contains("in use by another run"), "{again}");
+    train(session, 0);
+    let again = Session::start(own.clone(), &shipped_data(), &out, &Device::Cpu, 1).unwrap_err().to_string();
+    assert!(again.contains("holds a run already"), "{again}");
+    let other = recipe(&[("train.max_steps", "2"), ("optimizer.lr", "0.5")]);
+    let wanted = |_: &Recipe| Ok(other.clone());
+    let error = Session::resume(&out, |_| shipped_data(), wanted, &Device::Cpu, 1, &mut []).unwrap_err();
+    assert!(error.to_string().contains("optimizer.lr: 0.002 there, 0.5 here"), "{error}");
+}
+
+#[test]
+fn a_number_that_is_not_finite_stops_the_step_by_name_and_nothing_is_lost() {
+    let (own, folder) = (recipe(&[]), tempfile::tempdir().unwrap());
+    let out = folder.path().join("run");
+    train(start(&own, &out, 1), 5);
+    for name in ["backbone.layer2.0.conv1.weight", "projector.3.weight"] {
+        let mut session = resume(&out, 1).unwrap();
+        let weight = session.params().get(name).unwrap();
+        weight.set(&(weight.as_tensor() * f64::NAN).unwrap()).unwrap();
+        let error = session.train(&mut [], &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(error.contains("step 6") && error.contains(name), "{error}");
+    }
+    assert_eq!(resume(&out, 1).unwrap().step(), 5);
+}
