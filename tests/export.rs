@@ -155,8 +155,8 @@ impl Folder {
     }
 }
 
-/// Gives every norm its own scale and shift, then running statistics from a few batches: at their initial values a
-/// reader that mixed them up would not be noticed.
+/// Gives every norm its own scale and shift, and running statistics from a few batches. At their initial values
+/// a reader that mixed them up would not be noticed.
 fn leave_initial_state(params: &Params, backbone: &dyn Backbone) {
     for (name, var) in params.trainable().into_iter().filter(|(_, var)| var.rank() == 1) {
         let drift = (noise(&name, var.dims()) * 0.2).unwrap();

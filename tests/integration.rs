@@ -1,5 +1,8 @@
 //! Integration tests over the umbrella crate, in one binary.
 
+// The lints take only functions marked as tests for tests.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used)]
+
 // Loading what was exported, here and in candle-transformers.
 mod export;
 // Short trainings on real images: that a method learns.

@@ -56,6 +56,9 @@ def main() -> int:
     agree = True
     for name, network in networks.items():
         network.load_state_dict(weights, strict=True)
+        # PyTorch itself lets a file pass that lacks `num_batches_tracked`.
+        if missing := network.state_dict().keys() - weights.keys():
+            sys.exit(f"{args.encoder}: lacks {', '.join(sorted(missing))}")
         print(f"{name}: {len(weights)} tensors loaded with strict=True")
         if pair:
             difference = max_difference(network, pair["images"], pair["features"])

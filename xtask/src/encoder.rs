@@ -47,11 +47,15 @@ pub(crate) struct Eval {
 
 impl Eval {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let knn = KnnConfig { k: self.knn_k, temperature: self.knn_temperature };
+        knn.check()?;
         use_threads(self.threads)?;
         let encoder = load_encoder(&self.weights, &Device::Cpu)?;
         let config = DataConfig { path: self.data.clone(), on_error: self.on_error, holdout: self.holdout };
         let images = open_images(&config, &data_path(&self.data))?;
-        let knn = KnnConfig { k: self.knn_k, temperature: self.knn_temperature };
+        if !images.can_evaluate() {
+            anyhow::bail!("{}: evaluation needs labels of two classes or more", self.data);
+        }
         let protocol = Protocol::of_encoder(&encoder.info, knn, self.seed);
         let quiet = self.json;
         let evaluation = evaluate(&*encoder.backbone, &protocol, &images, &Device::Cpu, |stage| {
@@ -59,6 +63,10 @@ impl Eval {
                 println!("evaluating: {stage} …");
             }
         })?;
+        let broken = images.broken();
+        if let Some(first) = broken.first() {
+            eprintln!("broken files skipped: {}; the first: {first}", broken.len());
+        }
         if self.json {
             println!("{}", serde_json::Value::Object(evaluation.to_json()));
         } else {

@@ -95,8 +95,17 @@ fn run() -> anyhow::Result<ExitCode> {
 
 /// The error with its causes, without the stack that candle appends when RUST_BACKTRACE is set.
 fn one_line(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
-    text.split("\n   0: ").next().unwrap_or(&text).trim_end().to_owned()
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        let cause = cause.split("\n   0: ").next().unwrap_or_default().trim_end();
+        // Some errors print their cause themselves.
+        if !text.contains(cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += cause;
+        }
+    }
+    text
 }
 
 /// The top folder of the project.

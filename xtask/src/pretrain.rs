@@ -164,17 +164,21 @@ impl Pretrain {
     fn finish(&self, session: &Session) -> anyhow::Result<()> {
         let encoder = session.export()?;
         let folder = session.folder().path();
-        let broken = session.images().broken();
-        if let Some(first) = broken.first() {
-            println!("{} broken files were skipped; the first: {first}", broken.len());
-        }
         if !self.no_eval {
             let evaluation = session.evaluate(|stage| println!("evaluating: {stage} …"))?;
             session.write_result(evaluation.as_ref())?;
             match &evaluation {
                 Some(evaluation) => println!("\n{}", table::scores(evaluation)),
-                None => println!("\nthe images have no labels, so there is no accuracy to measure"),
+                None => {
+                    let what =
+                        if session.images().class_names().len() == 1 { "one class" } else { "no labels" };
+                    println!("\nthe images have {what}, so there is no accuracy to measure");
+                }
             }
+        }
+        let broken = session.images().broken();
+        if let Some(first) = broken.first() {
+            println!("broken files skipped: {}; the first: {first}", broken.len());
         }
         println!("run      {}", folder.display());
         println!("encoder  {}", encoder.display());

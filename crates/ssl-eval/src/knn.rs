@@ -31,7 +31,11 @@ impl Default for KnnConfig {
 }
 
 impl KnnConfig {
-    fn check(&self) -> Result<()> {
+    /// Checks both settings.
+    ///
+    /// # Errors
+    /// Names the setting, its value and the allowed range.
+    pub fn check(&self) -> Result<()> {
         if self.k == 0 {
             return Err(Error::Config { field: "k", value: self.k.to_string(), allowed: "at least 1" });
         }

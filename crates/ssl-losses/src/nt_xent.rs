@@ -126,10 +126,8 @@ mod tests {
     #[test]
     fn bad_input_is_refused() {
         let a = matrix(4, 3, 1);
-        assert!(matches!(
-            nt_xent(&a, &matrix(4, 2, 1), 0.1).unwrap_err().without_bt(),
-            candle_core::Error::ShapeMismatchBinaryOp { .. }
-        ));
+        let error = nt_xent(&a, &matrix(4, 2, 1), 0.1).unwrap_err().to_string();
+        assert!(error.contains("[4, 3]") && error.contains("[4, 2]"), "{error}");
         assert!(nt_xent(&matrix(1, 3, 1), &matrix(1, 3, 1), 0.1).unwrap_err().to_string().contains("got 1"));
         for t in [0.0, -1.0, f64::NAN] {
             assert!(nt_xent(&a, &a, t).unwrap_err().to_string().contains("temperature"));

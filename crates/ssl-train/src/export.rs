@@ -39,7 +39,8 @@ pub(crate) fn export(
         mean: recipe.augment.mean,
         std: recipe.augment.std,
         pooling: "avg".to_owned(),
-        licence: "the trainer's to choose; none is claimed by the software".to_owned(),
+        // SPDX for: whoever trained it has not said.
+        licence: "NOASSERTION".to_owned(),
         recipe_hash: recipe.hash()?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };

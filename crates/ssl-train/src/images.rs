@@ -16,7 +16,7 @@ use crate::recipe::DataConfig;
 pub struct Images {
     /// Images to train on; the bank of the kNN classifier and the training set of the linear probe.
     pub train: Arc<Tolerant>,
-    /// Images to evaluate on, if there are labels.
+    /// Images to evaluate on, if there are labels of two classes or more.
     pub test: Option<Arc<Tolerant>>,
     /// What the data is, in a line.
     pub description: String,
@@ -30,7 +30,7 @@ impl Images {
         self.train.class_names()
     }
 
-    /// Whether every image has a label and there are images to evaluate on.
+    /// Whether every image has a label, of two classes or more, and there are images to evaluate on.
     pub fn can_evaluate(&self) -> bool {
         self.test.is_some()
     }
@@ -52,20 +52,25 @@ impl Images {
 /// # Errors
 /// If there are no images at `path`, or a file that describes them is broken.
 pub fn open_images(config: &DataConfig, path: &Path) -> Result<Images> {
+    config.validate()?;
     let policy = config.policy()?;
     let splits = open(path, &OpenOptions::default())?;
     let (description, fingerprint) = (splits.train.describe(), splits.train.fingerprint());
-    let labelled = |set: &dyn Dataset| (0..set.len()).all(|i| set.label(i).is_some());
+    let labelled =
+        |set: &dyn Dataset| set.class_names().len() > 1 && (0..set.len()).all(|i| set.label(i).is_some());
     let (train, test): (Box<dyn Dataset>, Option<Box<dyn Dataset>>) = match splits.test {
         Some(test) if labelled(&*splits.train) && labelled(&*test) => (splits.train, Some(test)),
         None if labelled(&*splits.train) => {
             let all: Arc<dyn Dataset> = Arc::from(splits.train);
             let (kept, held) = hold_out(&*all, config.holdout);
-            if held.is_empty() || kept.is_empty() {
+            let (n, classes) = (all.len(), all.class_names().len());
+            if held.is_empty() || kept.len() <= classes {
                 return Err(Error::Recipe(format!(
-                    "data.holdout = {} leaves no images of {} on one side; add images or a folder `test`",
+                    "data.holdout = {} splits the {n} images of {classes} classes into {} to train on and {} to \
+                     evaluate on, too few on one side; change it, add images or a folder `test`",
                     config.holdout,
-                    all.len()
+                    kept.len(),
+                    held.len(),
                 )));
             }
             let subset = |indices| Box::new(Subset { all: all.clone(), indices }) as Box<dyn Dataset>;
@@ -77,14 +82,14 @@ pub fn open_images(config: &DataConfig, path: &Path) -> Result<Images> {
     Ok(Images { train: tolerant(train), test: test.map(tolerant), description, fingerprint })
 }
 
-/// Indices kept and held out, ascending; of every class the share `holdout`, rounded.
+/// Indices kept and held out, ascending; of every class the share `holdout`, rounded, but never all.
 fn hold_out(set: &dyn Dataset, holdout: f64) -> (Vec<usize>, Vec<usize>) {
     let mut classes: BTreeMap<Option<u32>, Vec<usize>> = BTreeMap::new();
     (0..set.len()).for_each(|i| classes.entry(set.label(i)).or_default().push(i));
     let (mut kept, mut held) = (Vec::new(), Vec::new());
     for mut members in classes.into_values() {
         members.sort_by_key(|i| rng(0, Purpose::Split, 0, *i as u64, 0).next_u64());
-        let cut = (members.len() as f64 * holdout).round() as usize;
+        let cut = ((members.len() as f64 * holdout).round() as usize).min(members.len() - 1);
         held.extend_from_slice(&members[..cut]);
         kept.extend_from_slice(&members[cut..]);
     }

@@ -56,7 +56,9 @@ pub(crate) fn merge(reference: &mut Table, layer: Table) -> Result<()> {
 fn merge_below(reference: &mut Table, layer: Table, path: &str, known: &[String]) -> Result<()> {
     for (key, value) in layer {
         let path = join(path, &key);
-        let Some(slot) = reference.get_mut(&key) else { return Err(unknown_key(&path, known)) };
+        let Some(slot) = reference.get_mut(&key) else {
+            return Err(unknown_key(&first_key(&path, &value), known));
+        };
         match (slot, value) {
             (Value::Table(inner), Value::Table(layer)) => merge_below(inner, layer, &path, known)?,
             (slot @ Value::Float(_), Value::Integer(whole)) => *slot = Value::Float(whole as f64),
@@ -82,6 +84,14 @@ fn like(slot: &Value, items: Vec<Value>) -> Vec<Value> {
         other => other,
     };
     items.into_iter().map(convert).collect()
+}
+
+/// The dotted path of the first value below `value`, which stands at `path`.
+fn first_key(path: &str, value: &Value) -> String {
+    match value.as_table().and_then(|table| table.iter().next()) {
+        Some((key, inner)) => first_key(&join(path, key), inner),
+        None => path.to_owned(),
+    }
 }
 
 fn unknown_key(path: &str, known: &[String]) -> Error {
@@ -174,7 +184,8 @@ mod tests {
     #[test]
     fn unknown_keys_and_wrong_types_are_refused_by_name() {
         for (layer, message) in [
-            ("[optimzer]\nlr = 1.0", "recipe: unknown key `optimzer`"),
+            ("[optimzer]\nlr = 1.0", "recipe: unknown key `optimzer.lr`; did you mean `optimizer.lr`?"),
+            ("[optimzer]", "recipe: unknown key `optimzer`"),
             ("[optimizer]\nlrr = 1.0", "unknown key `optimizer.lrr`; did you mean `optimizer.lr`?"),
             ("[optimizer]\nsomething = 1.0", "`optimizer` has: lr, on"),
             ("[optimizer]\nlr = \"big\"", "optimizer.lr = \"big\" is text, expected a number such as 0.1"),

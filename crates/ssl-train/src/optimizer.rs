@@ -72,8 +72,10 @@ pub struct LarsConfig {
     pub weight_decay: f64,
     /// Factor of the ratio of norms that scales each layer's step.
     pub trust_coefficient: f64,
-    /// Divide by `‖g‖ + weight_decay · ‖w‖` (You et al.) rather than by `‖g + weight_decay · w‖` (official code).
+    /// Divide by `‖g‖ + weight_decay · ‖w‖ + eps` (You et al.) rather than by `‖g + weight_decay · w‖` (official code).
     pub separate_norms: bool,
+    /// Added to the separate norms.
+    pub eps: f64,
     /// Keep the learning rate inside the velocity, as SimCLR's code does.
     pub lr_in_momentum: bool,
     /// Exempt biases and norms (tensors of rank 1) from weight decay and from the ratio.
@@ -111,6 +113,7 @@ impl OptimizerConfig {
                 weight_decay: 1e-6,
                 trust_coefficient: 1e-3,
                 separate_norms: false,
+                eps: 1e-8,
                 lr_in_momentum: false,
                 exclude_bias_and_norm: true,
             })),

@@ -21,6 +21,9 @@ const EMBEDDED: [(&str, &str); 3] = [
     ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
 ];
 
+/// More epochs than any run has, and few enough that counting steps never overflows.
+const MAX_EPOCHS: usize = 1_000_000;
+
 /// Everything that decides the result of a run.
 ///
 /// ```
@@ -159,7 +162,7 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::load`].
     pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self> {
-        let mut layer: Table = text.parse().map_err(|e| Error::Recipe(format!("not TOML: {e}")))?;
+        let mut layer: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         layers::apply(&mut layer, overrides)?;
         let mut table = to_table(&Self::reference(&layer)?)?;
         // Of the view's keys only those that a layer has belong to the recipe; the others come from the preset.
@@ -191,18 +194,20 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::to_toml`].
     pub fn hash(&self) -> Result<String> {
-        let mut copy = self.clone();
-        copy.data.path = String::new();
-        let digest = Sha256::digest(copy.to_toml()?.as_bytes());
+        let digest = Sha256::digest(self.without_place().to_toml()?.as_bytes());
         Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Key by key what differs from `there`, except what does not change the result.
+    /// Key by key what differs from `there`, except the place of the data, which does not change the result.
     ///
     /// # Errors
     /// As [`Recipe::to_toml`].
     pub(crate) fn differences(&self, there: &Self) -> Result<Vec<String>> {
-        Ok(layers::differences(&to_table(there)?, &to_table(self)?))
+        Ok(layers::differences(&to_table(&there.without_place())?, &to_table(&self.without_place())?))
+    }
+
+    fn without_place(&self) -> Self {
+        Self { data: DataConfig { path: String::new(), ..self.data.clone() }, ..self.clone() }
     }
 
     /// All keys with their defaults, for the variants that `layer` names.
@@ -248,12 +253,15 @@ impl Recipe {
 
     fn validate(&self) -> Result<()> {
         let refuse = |reason: String| Err(Error::Recipe(reason));
-        let (train, checkpoint, eval, data) = (&self.train, &self.checkpoint, &self.eval, &self.data);
+        let (train, checkpoint, eval) = (&self.train, &self.checkpoint, &self.eval);
         if i64::try_from(self.seed).is_err() {
             return refuse(format!("seed = {} is not in 0..=9223372036854775807", self.seed));
         }
         if self.backbone.width == 0 || self.backbone.width > 4096 {
             return refuse(format!("backbone.width = {} is not in 1..=4096", self.backbone.width));
+        }
+        if train.epochs > MAX_EPOCHS {
+            return refuse(format!("train.epochs = {} is not in 1..={MAX_EPOCHS}", train.epochs));
         }
         if train.epochs == 0 || train.batch_size < 2 {
             return refuse(format!(
@@ -288,10 +296,7 @@ impl Recipe {
                 eval.knn_k, eval.knn_temperature
             ));
         }
-        if !(data.holdout > 0.0 && data.holdout < 1.0) {
-            return refuse(format!("data.holdout = {} is not in (0, 1)", data.holdout));
-        }
-        data.policy()?;
+        self.data.validate()?;
         for check in [self.method.validate(), self.optimizer.validate(), self.schedule.validate(train.epochs)]
         {
             check.map_err(Error::Recipe)?;
@@ -303,6 +308,16 @@ impl Recipe {
 }
 
 impl DataConfig {
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.path.is_empty() {
+            return Err(Error::Recipe("data.path is empty, expected a path or `fashion-mnist`".to_owned()));
+        }
+        if !(self.holdout > 0.0 && self.holdout < 1.0) {
+            return Err(Error::Recipe(format!("data.holdout = {} is not in (0, 1)", self.holdout)));
+        }
+        self.policy().map(drop)
+    }
+
     /// What to do about a broken file.
     pub(crate) fn policy(&self) -> Result<OnError> {
         match self.on_error.as_str() {
@@ -372,6 +387,13 @@ fn take_view_keys(layer: &mut Table) -> Result<Table> {
     Ok(view_keys()?.keys().filter_map(|key| augment.remove_entry(key)).collect())
 }
 
+/// What is wrong with `text`, in one line.
+fn not_toml(text: &str, error: &toml::de::Error) -> Error {
+    let before = error.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();
+    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+    Error::Recipe(format!("not TOML: line {line}: {}", error.message()))
+}
+
 fn to_table<T: Serialize>(value: &T) -> Result<Table> {
     Table::try_from(value).map_err(|e| Error::Recipe(e.to_string()))
 }
@@ -421,6 +443,7 @@ mod tests {
             ("schedule.warmup_epochs", "1000", "schedule.warmup_epochs = 1000 is not in 0.."),
             ("schedule.end_factor", "2", "schedule.end_factor = 2 is not in [0, 1]"),
             ("train.epochs", "0", "train.epochs = 0 must be at least 1"),
+            ("train.epochs", "1000001", "train.epochs = 1000001 is not in 1..=1000000"),
             ("train.epochs", "1.5", "train.epochs = 1.5 is a number, expected a whole number"),
             ("train.epochs", "-3", "invalid value: integer `-3`"),
             ("train.batch_size", "1", "train.batch_size = 1 at least 2"),
@@ -431,6 +454,7 @@ mod tests {
             ("eval.knn_k", "0", "eval.knn_k = 0 must be at least 1"),
             ("eval.knn_temperature", "0", "eval.knn_temperature = 0 positive"),
             ("data.on_error", "panic", "neither \"stop\" nor \"skip\""),
+            ("data.path", "", "data.path is empty"),
             ("data.holdout", "1", "data.holdout = 1 is not in (0, 1)"),
             ("augment.preset", "nothing", "available: simclr"),
             ("augment.crop_scale", "[0, 1]", "crop_scale"),
@@ -448,6 +472,20 @@ mod tests {
             let error = parse(&[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(part) && !error.contains('\n'), "{key}={value}: {error}");
         }
+    }
+
+    #[test]
+    fn text_that_is_not_toml_is_refused_with_its_line() {
+        let error = Recipe::parse("[train]\nepochs = = 3", &[]).unwrap_err().to_string();
+        assert!(error.starts_with("recipe: not TOML: line 2: ") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn moved_data_is_no_difference() {
+        let [here, there] = ["here", "there"].map(|path| parse(&[("data.path", path)]).unwrap());
+        assert_eq!(here.differences(&there).unwrap(), Vec::<String>::new());
+        let other_seed = parse(&[("data.path", "here"), ("seed", "5")]).unwrap();
+        assert_eq!(other_seed.differences(&there).unwrap(), ["seed: 0 there, 5 here"]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl RunFolder {
         if !recipe_path.is_file() {
             return Err(Error::RunFolder {
                 path: path.to_owned(),
-                reason: "holds no run to resume: there is no recipe.toml".to_owned(),
+                reason: "holds no run: there is no recipe.toml".to_owned(),
             });
         }
         let folder = Self::lock(path)?;

@@ -72,11 +72,12 @@ impl Session {
     /// If the data cannot be used with the recipe, or `out` holds a run already. Nothing is written before all is checked.
     pub fn start(recipe: Recipe, data: &Path, out: &Path, device: &Device, threads: usize) -> Result<Self> {
         let images = usable_images(&recipe, data)?;
+        let trainer = trainer(&recipe, device)?;
         let folder = RunFolder::create(out, &recipe)?;
-        Self::assemble(recipe, folder, images, 0, device, threads)
+        Self::assemble(recipe, folder, images, trainer, 0, device, threads)
     }
 
-    /// Goes on with the run in the folder `out` from its newest intact checkpoint. `data` is where its images lie now.
+    /// Goes on with the run in the folder `out` from its newest intact checkpoint. `data` tells where its images lie now.
     ///
     /// `wanted` returns what the caller thinks the recipe is, given the run's own; the two must agree. Sentences for a
     /// person, such as about a damaged checkpoint, go to `observers`.
@@ -95,16 +96,18 @@ impl Session {
         let wanted = wanted(&recipe)?;
         let mut notice = |text: &str| observers.iter_mut().for_each(|observer| observer.on_notice(text));
         let latest = folder.latest(device, &mut notice)?;
-        if latest.is_none() && wanted != recipe {
-            let reason = format!("belongs to another recipe: {}", wanted.differences(&recipe)?.join("; "));
+        let differences = wanted.differences(&recipe)?;
+        if latest.is_none() && !differences.is_empty() {
+            let reason = format!("belongs to another recipe: {}", differences.join("; "));
             return Err(Error::RunFolder { path: out.to_owned(), reason });
         }
-        let images = usable_images(&recipe, &data(&recipe))?;
+        let images = usable_images(&recipe, &data(&wanted))?;
         if let Some((path, checkpoint)) = &latest {
             checkpoint.check_belongs(path, &wanted, &images.fingerprint)?;
         }
         let bytes = latest.as_ref().map_or(0, |(_, checkpoint)| checkpoint.metrics_bytes);
-        let mut session = Self::assemble(recipe, folder, images, bytes, device, threads)?;
+        let trainer = trainer(&recipe, device)?;
+        let mut session = Self::assemble(recipe, folder, images, trainer, bytes, device, threads)?;
         if let Some((path, checkpoint)) = latest {
             let refuse =
                 |e: candle_core::Error| Error::Checkpoint { path: path.clone(), reason: e.to_string() };
@@ -120,22 +123,11 @@ impl Session {
         recipe: Recipe,
         folder: RunFolder,
         images: Images,
+        trainer: Trainer,
         metrics_bytes: u64,
         device: &Device,
         threads: usize,
     ) -> Result<Self> {
-        let params = Params::new(recipe.seed, DType::F32, device);
-        let method = recipe.method.build(&recipe.backbone, &params)?;
-        let (found, wanted) = (recipe.augment.multi_view()?.len(), method.num_views());
-        if found != wanted {
-            return Err(Error::Recipe(format!(
-                "augment.preset = \"{}\" makes {found} views, but method.name = \"{}\" needs {wanted}",
-                recipe.augment.preset,
-                recipe.method.name()
-            )));
-        }
-        let optimizer = Optimizer::new(&recipe.optimizer, &params.trainable())?;
-        let trainer = Trainer { method, params, optimizer, config: recipe.train.clone() };
         let log = folder.metrics(metrics_bytes)?;
         let device = device.clone();
         Ok(Self {
@@ -220,9 +212,11 @@ impl Session {
                 seconds,
                 wait_seconds: measured.wait_seconds,
             };
-            let asked =
-                observers.iter_mut().fold(false, |stop, o| (o.on_step(&report) == Control::Stop) || stop);
-            let interrupted = self.step < last && (asked || stop.load(Ordering::Relaxed));
+            let mut asked = stop.load(Ordering::Relaxed);
+            for observer in observers.iter_mut() {
+                asked |= observer.on_step(&report) == Control::Stop;
+            }
+            let interrupted = asked && self.step < last;
             if interrupted
                 || self.step == last
                 || self.step.is_multiple_of(self.recipe.checkpoint.every_steps)
@@ -335,6 +329,22 @@ impl Session {
         let steps_per_epoch = self.sampler().steps_per_epoch();
         self.recipe.schedule.build(self.recipe.optimizer.lr(), steps_per_epoch, self.total_steps())
     }
+}
+
+/// Builds the network and its optimiser, and checks that the views are those that the method takes.
+fn trainer(recipe: &Recipe, device: &Device) -> Result<Trainer> {
+    let params = Params::new(recipe.seed, DType::F32, device);
+    let method = recipe.method.build(&recipe.backbone, &params)?;
+    let (found, wanted) = (recipe.augment.multi_view()?.len(), method.num_views());
+    if found != wanted {
+        return Err(Error::Recipe(format!(
+            "augment.preset = \"{}\" makes {found} views, but method.name = \"{}\" needs {wanted}",
+            recipe.augment.preset,
+            recipe.method.name()
+        )));
+    }
+    let optimizer = Optimizer::new(&recipe.optimizer, &params.trainable())?;
+    Ok(Trainer { method, params, optimizer, config: recipe.train.clone() })
 }
 
 /// Opens the images and checks that the recipe can be run on them.

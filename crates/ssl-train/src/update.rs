@@ -79,7 +79,7 @@ fn trust_ratio(c: &LarsConfig, weight_decay: f64, w: &[f32], g: &[f32]) -> Optio
     let w_norm = norm(&mut w.iter().map(|w| f64::from(*w)));
     let update_norm = if c.separate_norms {
         let g_norm = norm(&mut g.iter().map(|g| f64::from(*g)));
-        if g_norm == 0.0 { 0.0 } else { g_norm + weight_decay * w_norm + 1e-8 }
+        if g_norm == 0.0 { 0.0 } else { g_norm + weight_decay * w_norm + c.eps }
     } else {
         norm(&mut w.iter().zip(g).map(|(w, g)| f64::from(*g) + weight_decay * f64::from(*w)))
     };

@@ -6,7 +6,7 @@ use ssl_vision::backbones::{BackboneConfig, ResNet, ResNetConfig, Stem};
 use ssl_vision::nn::global_avg_pool;
 
 use super::case::{Case, Entry, elements};
-use super::check::Check;
+use super::check::{Check, norm};
 use super::network;
 
 pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
@@ -58,7 +58,7 @@ fn judge_stages(
     let mut norms = Vec::with_capacity(stages.len());
     for (stage, i) in stages.iter().zip(1..) {
         check.tensor(&format!("out.layer{i}{suffix}"), stage)?;
-        norms.push(network::norm(&elements(stage)?));
+        norms.push(norm(&elements(stage)?));
     }
     check.values(&format!("out.stage_l2{suffix}"), &[norms.len()], &norms)?;
     let pooled = global_avg_pool(&stages[stages.len() - 1])?;

@@ -60,7 +60,7 @@ impl<'a> Check<'a> {
             self.summary.failures.push(message);
             return Ok(());
         }
-        self.compare(name, actual, &elements(&expected)?, self.bound(name));
+        self.compare(&format!("`{name}`"), actual, &elements(&expected)?, self.bound(name));
         Ok(())
     }
 
@@ -111,12 +111,12 @@ impl<'a> Check<'a> {
         let max_abs = largest(errors.iter().copied());
         let max_rel = ratio(max_abs, largest(expected.iter().map(|e| e.abs())));
         let summary = &mut self.summary;
-        if !(used <= 1.0) {
+        if used > 1.0 || used.is_nan() {
             summary.failures.push(describe(name, actual, expected, &errors, bound, used));
         }
         summary.max_abs = largest([summary.max_abs, max_abs].into_iter());
         summary.max_rel = largest([summary.max_rel, max_rel].into_iter());
-        if summary.tolerance.is_empty() || !(used <= summary.used) {
+        if summary.tolerance.is_empty() || used > summary.used || used.is_nan() {
             (summary.tolerance, summary.used) = (bound.to_string(), used);
         }
     }
@@ -136,9 +136,8 @@ impl std::fmt::Display for Bound {
 fn describe(name: &str, actual: &[f64], expected: &[f64], errors: &[f64], bound: Bound, used: f64) -> String {
     let worst = (0..errors.len()).max_by(|&i, &j| errors[i].total_cmp(&errors[j])).unwrap_or(0);
     let (a, e) = (actual[worst], expected[worst]);
-    format!(
-        "`{name}` is off by {used:.2} times its tolerance ({bound}), most at element {worst}: {a} for {e}"
-    )
+    let excess = if used.is_finite() { format!(", {used:.1} times the tolerance") } else { String::new() };
+    format!("{name}: element {worst} is {a}, expected {e}{excess} ({bound})")
 }
 
 /// The largest of numbers that are at least 0, or NaN if one is.
@@ -151,6 +150,7 @@ fn ratio(error: f64, bound: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error / bound }
 }
 
-fn norm(values: &[f64]) -> f64 {
+/// L2 norm.
+pub(crate) fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }

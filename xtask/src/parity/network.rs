@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use ssl_vision::nn::Params;
 
 use super::case::{Case, elements};
-use super::check::Check;
+use super::check::{Check, norm};
 use super::pattern;
 
 /// An empty store for the network of a case.
@@ -86,9 +86,4 @@ fn judge_norms(
         }
     }
     Ok(())
-}
-
-/// L2 norm.
-pub(crate) fn norm(values: &[f64]) -> f64 {
-    values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }

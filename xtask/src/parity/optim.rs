@@ -60,10 +60,7 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
 fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
     let rules = ["sgd", "adamw", "adam", "lars_official", "lars"];
     let Some(rule) = rules.into_iter().find(|rule| entry.case.starts_with(rule)) else { return Ok(None) };
-    // The epsilon of our LARS is fixed.
-    let other_eps =
-        rule.starts_with("lars") && entry.params.optional("eps")?.is_some_and(|eps: f64| eps != 1e-8);
-    if other_eps || !entry.params.all_among(&KNOWN) {
+    if !entry.params.all_among(&KNOWN) {
         return Ok(None);
     }
     let lr = entry.params.get("lr")?;
@@ -90,6 +87,7 @@ fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
             weight_decay,
             trust_coefficient,
             separate_norms,
+            eps: entry.params.optional("eps")?.unwrap_or(1e-8),
             lr_in_momentum: false,
             exclude_bias_and_norm: true,
         })
