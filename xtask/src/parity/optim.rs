@@ -79,6 +79,7 @@ fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
             exclude_bias_and_norm: false,
         })
     };
+    let eps = entry.params.optional("eps")?.unwrap_or(1e-8);
     let lars = |trust_coefficient, separate_norms| {
         OptimizerConfig::Lars(LarsConfig {
             lr,
@@ -87,7 +88,7 @@ fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
             weight_decay,
             trust_coefficient,
             separate_norms,
-            eps: entry.params.optional("eps")?.unwrap_or(1e-8),
+            eps,
             lr_in_momentum: false,
             exclude_bias_and_norm: true,
         })
