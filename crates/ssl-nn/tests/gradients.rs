@@ -1,5 +1,8 @@
 //! Every layer's hand-written gradient against central differences, in f64.
 
+// The lints take only functions marked as tests for tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand_core::RngCore;
 use ssl_nn::{
@@ -122,9 +125,9 @@ fn pooling_and_activations() {
         let x = Var::from_tensor(&uniform(&mut rng, &[2, 2, h, w])).unwrap();
         let y = Var::from_tensor(&uniform(&mut rng, &[2, 2, h, w])).unwrap();
         let label = format!("{h}x{w}, kernel {kernel}, stride {stride}, padding {padding}");
-        check(&mut rng, &label, &[x.clone()], || max_pool2d(&x, kernel, stride, padding));
-        check(&mut rng, "global average", &[x.clone()], || global_avg_pool(&x));
-        check(&mut rng, "relu", &[x.clone()], || relu(&x));
+        check(&mut rng, &label, std::slice::from_ref(&x), || max_pool2d(&x, kernel, stride, padding));
+        check(&mut rng, "global average", std::slice::from_ref(&x), || global_avg_pool(&x));
+        check(&mut rng, "relu", std::slice::from_ref(&x), || relu(&x));
         check(&mut rng, "add relu", &[x.clone(), y.clone()], || add_relu(&x, &y));
     }
 }

@@ -5,6 +5,9 @@
 //! `tests/golden/README.md` and take three steps on one batch. Tolerances are relative, by L2 norm for tensors, and
 //! stand beside what PyTorch's own float32 run strays from its float64 run (`make_simclr_step.py --float32`).
 
+// The lints take only functions marked as tests for tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
