@@ -90,22 +90,18 @@ impl Checkpoint {
         })
     }
 
-    /// Refuses a checkpoint of another recipe or other data.
+    /// Refuses a checkpoint of other data.
     ///
     /// # Errors
     /// Names both sides.
-    pub(crate) fn check_belongs(&self, path: &Path, recipe: &Recipe, fingerprint: &str) -> Result<()> {
-        let refuse = |reason: String| Err(Error::Checkpoint { path: path.to_owned(), reason });
-        let differences = recipe.differences(&self.recipe)?;
-        if !differences.is_empty() {
-            return refuse(format!("belongs to another recipe: {}", differences.join("; ")));
+    pub(crate) fn check_data(&self, path: &Path, fingerprint: &str) -> Result<()> {
+        if self.fingerprint == fingerprint {
+            return Ok(());
         }
-        if self.fingerprint != fingerprint {
-            return refuse(format!(
-                "belongs to other data: fingerprint {} there, {fingerprint} here; were files added, removed or changed?",
-                self.fingerprint
-            ));
-        }
-        Ok(())
+        let reason = format!(
+            "belongs to other data: fingerprint {} there, {fingerprint} here; were files added, removed or changed?",
+            self.fingerprint
+        );
+        Err(Error::Checkpoint { path: path.to_owned(), reason })
     }
 }

@@ -29,7 +29,7 @@ pub enum Error {
         /// Why, and what to do instead.
         reason: String,
     },
-    /// A checkpoint is intact but belongs to another run.
+    /// A checkpoint, or a run without one, is intact but belongs to another recipe or other data.
     #[error("{}: {reason}", path.display())]
     Checkpoint {
         /// The file.

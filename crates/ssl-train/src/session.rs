@@ -96,14 +96,18 @@ impl Session {
         let wanted = wanted(&recipe)?;
         let mut notice = |text: &str| observers.iter_mut().for_each(|observer| observer.on_notice(text));
         let latest = folder.latest(device, &mut notice)?;
-        let differences = wanted.differences(&recipe)?;
-        if latest.is_none() && !differences.is_empty() {
+        let (place, theirs) = match &latest {
+            Some((path, checkpoint)) => (path.as_path(), &checkpoint.recipe),
+            None => (out, &recipe),
+        };
+        let differences = wanted.differences(theirs)?;
+        if !differences.is_empty() {
             let reason = format!("belongs to another recipe: {}", differences.join("; "));
-            return Err(Error::RunFolder { path: out.to_owned(), reason });
+            return Err(Error::Checkpoint { path: place.to_owned(), reason });
         }
         let images = usable_images(&recipe, &data(&wanted))?;
         if let Some((path, checkpoint)) = &latest {
-            checkpoint.check_belongs(path, &wanted, &images.fingerprint)?;
+            checkpoint.check_data(path, &images.fingerprint)?;
         }
         let bytes = latest.as_ref().map_or(0, |(_, checkpoint)| checkpoint.metrics_bytes);
         let trainer = trainer(&recipe, device)?;
@@ -272,7 +276,8 @@ impl Session {
         let images = (steps * self.recipe.train.batch_size) as f64;
         let mut result = json!({
             "method": self.recipe.method.name(),
-            "backbone": self.recipe.backbone,
+            "backbone": self.recipe.backbone.name,
+            "backbone_config": self.recipe.backbone,
             "recipe": self.recipe.name,
             "recipe_hash": self.recipe.hash()?,
             "version": env!("CARGO_PKG_VERSION"),
