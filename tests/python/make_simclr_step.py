@@ -33,7 +33,10 @@ from torch import nn
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden" / "steps"
 WIDTH, HIDDEN, DIM = 8, 16, 12
-BATCH, SIDE, SEED = 6, 16, 20020
+BATCH, SIDE = 6, 16
+# With these images no input of a ReLU comes so close to zero that float32 could put it on the other side, where one
+# element would change gradients by a percent: see the last line of each optimiser with --float32.
+SEED = 20168
 TEMPERATURE = 0.2
 STEPS = 3
 OPTIMIZERS = {
@@ -148,6 +151,10 @@ def run(optimizer_name: str, views: tuple, dtype: torch.dtype) -> dict:
     start = {name: torch.from_numpy(pattern(name, t.shape)) for name, t in model.state_dict().items()}
     model.load_state_dict(start, strict=True)
     model.to(dtype).train()
+    relu_inputs = []
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(lambda _, x: relu_inputs.append(x[0].detach().double().clone()))
     parameters = dict(model.named_parameters())
     step = make_optimizer(optimizer_name, parameters)
     view_a, view_b = (view.to(dtype) for view in views)
@@ -166,6 +173,7 @@ def run(optimizer_name: str, views: tuple, dtype: torch.dtype) -> dict:
         "movements": {n: p.detach().double() - start[n].double() for n, p in parameters.items()},
         "parameters": {name: p.detach().double() for name, p in parameters.items()},
         "buffers": {name: b.clone() for name, b in model.named_buffers()},
+        "relu_inputs": relu_inputs,
     }
 
 
@@ -252,6 +260,9 @@ def print_deviations(optimizer: str, result: dict, exact: dict) -> None:
     for buffer in BUFFERS[:2]:
         a, e = (r["buffers"][f"backbone.bn1.{buffer}"].double() for r in (result, exact))
         print(f"  {buffer} {((a - e).norm() / e.norm()).item():.1e}")
+    pairs = zip(result["relu_inputs"], exact["relu_inputs"], strict=True)
+    margin = min((e.abs().min() / (a - e).square().mean().sqrt()).item() for a, e in pairs)
+    print(f"  relu: the input nearest to zero is {margin:.1f} times the rms error of its layer away")
 
 
 if __name__ == "__main__":
