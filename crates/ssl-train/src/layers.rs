@@ -62,7 +62,10 @@ fn merge_below(reference: &mut Table, layer: Table, path: &str, known: &[String]
         match (slot, value) {
             (Value::Table(inner), Value::Table(layer)) => merge_below(inner, layer, &path, known)?,
             (slot @ Value::Float(_), Value::Integer(whole)) => *slot = Value::Float(whole as f64),
-            (slot @ Value::Array(_), Value::Array(items)) => *slot = Value::Array(like(slot, items)),
+            (Value::Integer(_), value @ Value::Integer(..=-1)) => {
+                return Err(Error::Recipe(format!("{path} = {value} is not in 0..={}", i64::MAX)));
+            }
+            (Value::Array(slot), Value::Array(items)) => *slot = like(slot, items, &path)?,
             (slot, value) if slot.same_type(&value) => *slot = value,
             (slot, value) => {
                 return Err(Error::Recipe(format!(
@@ -76,14 +79,25 @@ fn merge_below(reference: &mut Table, layer: Table, path: &str, known: &[String]
     Ok(())
 }
 
-/// `items` with whole numbers turned into floats where `slot` holds floats.
-fn like(slot: &Value, items: Vec<Value>) -> Vec<Value> {
-    let floats = slot.as_array().is_some_and(|old| old.iter().any(Value::is_float));
-    let convert = |item| match item {
-        Value::Integer(whole) if floats => Value::Float(whole as f64),
-        other => other,
+/// `items` with the types of `slot`. A list of numbers with a fraction is a point or a range, of fixed length; a list of
+/// whole numbers counts something and may have any length.
+fn like(slot: &[Value], items: Vec<Value>, path: &str) -> Result<Vec<Value>> {
+    let floats = slot.iter().any(Value::is_float);
+    let shown = || Value::Array(items.clone());
+    if floats && items.len() != slot.len() {
+        let (found, wanted) = (items.len(), slot.len());
+        return Err(Error::Recipe(format!("{path} = {} has {found} numbers, expected {wanted}", shown())));
+    }
+    let convert = |item: &Value| match item {
+        Value::Integer(whole) if floats => Ok(Value::Float(*whole as f64)),
+        Value::Float(_) if floats => Ok(item.clone()),
+        Value::Integer(0..) if !floats => Ok(item.clone()),
+        _ => {
+            let wanted = if floats { "numbers" } else { "whole numbers from 0 on" };
+            Err(Error::Recipe(format!("{path} = {} must hold {wanted}, got {item}", shown())))
+        }
     };
-    items.into_iter().map(convert).collect()
+    items.iter().map(convert).collect()
 }
 
 /// The dotted path of the first value below `value`, which stands at `path`.
@@ -183,18 +197,23 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_wrong_types_are_refused_by_name() {
+        let reference = "[optimizer]\nlr = 0.1\non = true\nsteps = 3\nrange = [0.5, 1.0]\nmarks = [1]";
         for (layer, message) in [
             ("[optimzer]\nlr = 1.0", "recipe: unknown key `optimzer.lr`; did you mean `optimizer.lr`?"),
             ("[optimzer]", "recipe: unknown key `optimzer`"),
             ("[optimizer]\nlrr = 1.0", "unknown key `optimizer.lrr`; did you mean `optimizer.lr`?"),
-            ("[optimizer]\nsomething = 1.0", "`optimizer` has: lr, on"),
+            ("[optimizer]\nsomething = 1.0", "`optimizer` has: "),
             ("[optimizer]\nlr = \"big\"", "optimizer.lr = \"big\" is text, expected a number such as 0.1"),
             (
                 "[optimizer]\non = 1",
                 "optimizer.on = 1 is a whole number, expected true or false such as true",
             ),
+            ("[optimizer]\nsteps = -3", "optimizer.steps = -3 is not in 0..="),
+            ("[optimizer]\nrange = [0]", "optimizer.range = [0] has 1 numbers, expected 2"),
+            ("[optimizer]\nrange = [0, true]", "optimizer.range = [0, true] must hold numbers, got true"),
+            ("[optimizer]\nmarks = [2, -1]", "must hold whole numbers from 0 on, got -1"),
         ] {
-            let error = merged("[optimizer]\nlr = 0.1\non = true", layer).unwrap_err().to_string();
+            let error = merged(reference, layer).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
     }

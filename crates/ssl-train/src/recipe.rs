@@ -176,7 +176,7 @@ impl Recipe {
         if let Some(Value::Table(augment)) = table.get_mut("augment") {
             augment.extend(overrides);
         }
-        let recipe: Recipe = from_table(table)?;
+        let recipe: Recipe = from_table(table, "")?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -366,7 +366,7 @@ impl AugmentConfig {
         let with_overrides = |view: ViewConfig| {
             let mut table = to_table(&view)?;
             layers::merge(&mut table, self.overrides.clone())?;
-            from_table(table)
+            from_table(table, "augment.")
         };
         views.into_iter().map(with_overrides).collect()
     }
@@ -398,8 +398,14 @@ fn to_table<T: Serialize>(value: &T) -> Result<Table> {
     Table::try_from(value).map_err(|e| Error::Recipe(e.to_string()))
 }
 
-fn from_table<T: DeserializeOwned>(table: Table) -> Result<T> {
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| Error::Recipe(e.message().to_owned()))
+/// `path` is where the table stands in a recipe, with its dot.
+fn from_table<T: DeserializeOwned>(table: Table, path: &str) -> Result<T> {
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+        // The key is told by the error's second line alone.
+        let text = e.to_string();
+        let key = text.lines().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`'));
+        Error::Recipe(key.map_or(e.message().to_owned(), |key| format!("{path}{key}: {}", e.message())))
+    })
 }
 
 #[cfg(test)]
@@ -439,13 +445,20 @@ mod tests {
             ),
             ("backbone.name", "vgg16", "available: resnet18, resnet34, resnet50"),
             ("backbone.width", "0", "backbone.width = 0 is not in 1..=4096"),
-            ("backbone.stem", "tiny", "unknown variant `tiny`, expected `imagenet` or `cifar`"),
+            (
+                "backbone.stem",
+                "tiny",
+                "backbone.stem: unknown variant `tiny`, expected `imagenet` or `cifar`",
+            ),
+            ("augment.interpolation", "cubic", "augment.interpolation: unknown variant `cubic`"),
+            ("augment.mean", "[0, 0]", "augment.mean = [0, 0] has 2 numbers, expected 3"),
+            ("augment.crop_scale", "[0.5]", "augment.crop_scale = [0.5] has 1 numbers, expected 2"),
             ("schedule.warmup_epochs", "1000", "schedule.warmup_epochs = 1000 is not in 0.."),
             ("schedule.end_factor", "2", "schedule.end_factor = 2 is not in [0, 1]"),
             ("train.epochs", "0", "train.epochs = 0 must be at least 1"),
             ("train.epochs", "1000001", "train.epochs = 1000001 is not in 1..=1000000"),
             ("train.epochs", "1.5", "train.epochs = 1.5 is a number, expected a whole number"),
-            ("train.epochs", "-3", "invalid value: integer `-3`"),
+            ("train.epochs", "-3", "train.epochs = -3 is not in 0..="),
             ("train.batch_size", "1", "train.batch_size = 1 at least 2"),
             ("train.accumulate", "3", "train.accumulate = 3 must divide train.batch_size"),
             ("train.clip_norm", "-0.5", "train.clip_norm = -0.5 is not in [0, ∞)"),
@@ -465,7 +478,7 @@ mod tests {
             ("augment.std", "[1, 0, 1]", "std"),
             ("augment.arithmetic", "f16", "neither \"u8\" nor \"f32\""),
             ("augment", "3", "augment = 3 is a whole number, expected a table"),
-            ("seed", "-1", "invalid value: integer `-1`"),
+            ("seed", "-1", "seed = -1 is not in 0..="),
             ("", "1", "`` is not a key"),
             ("a..b", "1", "`a..b` is not a key"),
         ] {
