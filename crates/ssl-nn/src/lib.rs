@@ -25,6 +25,7 @@
 mod activation;
 mod batch_norm;
 mod conv2d;
+mod graph;
 mod init;
 mod linear;
 mod matrix;
