@@ -24,9 +24,13 @@
 
 mod activation;
 mod batch_norm;
+mod channels_last;
 mod conv2d;
+mod convolve;
+mod geometry;
 mod graph;
 mod init;
+mod kernel;
 mod linear;
 mod matrix;
 mod mlp;

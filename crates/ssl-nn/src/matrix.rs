@@ -1,7 +1,6 @@
-//! Matrix multiplication over slices: the one safe door to the `gemm` kernels.
+//! Matrix multiplication over strided slices.
 
-use std::ops::Range;
-
+use crate::kernel::{ISA, Left, Right, Run, multiply};
 use crate::storage::Element;
 
 /// Where the elements of a matrix lie in a slice: element `(r, c)` at `r * row_stride + c * col_stride`.
@@ -21,13 +20,11 @@ impl Strides {
     pub(crate) fn col_major(rows: usize) -> Self {
         Self { row: 1, col: rows }
     }
-
-    fn span(self, rows: usize, cols: usize) -> Range<usize> {
-        0..(rows - 1) * self.row + (cols - 1) * self.col + 1
-    }
 }
 
 /// `out = lhs · rhs`, or `out += lhs · rhs`, for `(m, k) · (k, n)`, on the calling thread.
+///
+/// The rows or the columns of `out` must lie together.
 pub(crate) fn matmul<T: Element>(
     (m, k, n): (usize, usize, usize),
     (out, out_at): (&mut [T], Strides),
@@ -35,36 +32,36 @@ pub(crate) fn matmul<T: Element>(
     (rhs, rhs_at): (&[T], Strides),
     accumulate: bool,
 ) {
+    if out_at.col != 1 && n > 1 {
+        let turned = |at: Strides| Strides { row: at.col, col: at.row };
+        let (lhs, rhs) = ((lhs, turned(lhs_at)), (rhs, turned(rhs_at)));
+        return matmul((n, k, m), (out, turned(out_at)), rhs, lhs, accumulate);
+    }
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let out = &mut out[out_at.span(m, n)];
-    let lhs = &lhs[lhs_at.span(m, k)];
-    let rhs = &rhs[rhs_at.span(k, n)];
-    // SAFETY: the three slices were just cut to hold every element that their strides reach, `out` is exclusive, and
-    // `T` is f32 or f64, for which `gemm` has kernels.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            out_at.col as isize,
-            out_at.row as isize,
-            accumulate,
-            lhs.as_ptr(),
-            lhs_at.col as isize,
-            lhs_at.row as isize,
-            rhs.as_ptr(),
-            rhs_at.col as isize,
-            rhs_at.row as isize,
-            T::ONE,
-            T::ONE,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+    let width = ISA.panel::<T>();
+    let mut packed = Vec::new();
+    let right = if rhs_at.col == 1 && n.is_multiple_of(width / 2) {
+        Right { data: rhs, panel: width, row: rhs_at.row }
+    } else {
+        pack((k, n), (rhs, rhs_at), width, &mut packed);
+        Right { data: &packed, panel: k * width, row: width }
+    };
+    let left = Left { data: lhs, row: lhs_at.row, col: lhs_at.col };
+    multiply((m, n), (&[Run { a: 0, b: 0 }], k), left, right, (out, out_at.row.max(n)), accumulate);
+}
+
+/// Panels of `width` columns, the last filled up with zeros.
+fn pack<T: Element>((k, n): (usize, usize), (rhs, at): (&[T], Strides), width: usize, packed: &mut Vec<T>) {
+    packed.resize(n.div_ceil(width) * k * width, T::ZERO);
+    for (p, panel) in packed.chunks_exact_mut(k * width).enumerate() {
+        let columns = width.min(n - p * width);
+        for (r, row) in panel.chunks_exact_mut(width).enumerate() {
+            for (c, v) in row[..columns].iter_mut().enumerate() {
+                *v = rhs[r * at.row + (p * width + c) * at.col];
+            }
+        }
     }
 }
 

@@ -55,19 +55,21 @@ fn check(rng: &mut Rng, label: &str, inputs: &[Var], f: impl Fn() -> Result<Tens
 
 #[test]
 fn convolution() {
-    for mut rng in cases(1, 120) {
+    for mut rng in cases(1, 600) {
         let (kh, kw) = (1 + below(&mut rng, 4), 1 + below(&mut rng, 4));
         let config = Conv2dConfig {
             stride: 1 + below(&mut rng, 3),
             padding: below(&mut rng, 4),
             dilation: 1 + below(&mut rng, 2),
+            groups: 1 + below(&mut rng, 3),
         };
         let reach = |k: usize| config.dilation * (k - 1) + 1;
         let size = |rng: &mut Rng, k| reach(k).saturating_sub(2 * config.padding).max(1) + below(rng, 6);
         let (h, w) = (size(&mut rng, kh), size(&mut rng, kw));
         let (b, c_in, c_out) = (1 + below(&mut rng, 5), 1 + below(&mut rng, 3), 1 + below(&mut rng, 4));
+        let (c_in, c_out) = (c_in * config.groups, c_out * config.groups);
         let x = Var::from_tensor(&uniform(&mut rng, &[b, c_in, h, w])).unwrap();
-        let weight = Var::from_tensor(&uniform(&mut rng, &[c_out, c_in, kh, kw])).unwrap();
+        let weight = Var::from_tensor(&uniform(&mut rng, &[c_out, c_in / config.groups, kh, kw])).unwrap();
         let label = format!("{:?} * {:?}, {config:?}", x.dims(), weight.dims());
         check(&mut rng, &label, &[x.clone(), weight.clone()], || conv2d(&x, &weight, config));
     }
@@ -77,8 +79,11 @@ fn convolution() {
 fn convolution_equals_candles_forward_and_takes_any_layout() {
     for mut rng in cases(2, 40) {
         let (c_in, c_out, k) = (1 + below(&mut rng, 20), 1 + below(&mut rng, 20), 1 + below(&mut rng, 3));
-        let config =
-            Conv2dConfig { stride: 1 + below(&mut rng, 2), padding: below(&mut rng, 2), dilation: 1 };
+        let config = Conv2dConfig {
+            stride: 1 + below(&mut rng, 2),
+            padding: below(&mut rng, 2),
+            ..Default::default()
+        };
         let x = uniform(&mut rng, &[3, 30, 17, c_in]).to_dtype(DType::F32).unwrap();
         let x = x.permute((0, 3, 1, 2)).unwrap().narrow(2, 3, 20).unwrap();
         let weight = uniform(&mut rng, &[c_out, c_in, k, k]).to_dtype(DType::F32).unwrap();
