@@ -4,7 +4,8 @@
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_nn::{
-    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Scope, add_relu, global_avg_pool, max_pool2d,
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Scope, global_avg_pool_channels_last,
+    max_pool2d_channels_last, residual_block, stem,
 };
 
 use crate::backbone::Backbone;
@@ -85,11 +86,12 @@ impl ResNetConfig {
         if self.width == 0 {
             bail!("the width of a resnet must be at least 1, got 0");
         }
-        let conv1 = match self.stem {
-            Stem::ImageNet => conv(3, self.width, 7, 2, &scope.pp("conv1"))?,
-            Stem::Cifar => conv(3, self.width, 3, 1, &scope.pp("conv1"))?,
+        let (kernel, stride) = match self.stem {
+            Stem::ImageNet => (7, 2),
+            Stem::Cifar => (3, 1),
         };
-        let bn1 = norm(self.width, 1.0, &scope.pp("bn1"))?;
+        let sizes = (3, self.width, kernel, stride);
+        let first = layer(sizes, 1.0, &scope.pp("conv1"), &scope.pp("bn1"))?;
         let mut channels = self.width;
         let stages = (0..4).map(|stage| {
             let (width, scope) = (self.width << stage, scope.pp(format!("layer{}", stage + 1)));
@@ -103,15 +105,14 @@ impl ResNetConfig {
                 .collect::<Result<Vec<_>>>()
         });
         let stages = stages.collect::<Result<_>>()?;
-        Ok(ResNet { conv1, bn1, stages, stem: self.stem, embed_dim: self.embed_dim() })
+        Ok(ResNet { first, stages, stem: self.stem, embed_dim: self.embed_dim() })
     }
 }
 
 /// A residual network up to its global average pool.
 #[derive(Clone, Debug)]
 pub struct ResNet {
-    conv1: Conv2d,
-    bn1: BatchNorm,
+    first: ConvNorm,
     stages: Vec<Vec<ResidualBlock>>,
     stem: Stem,
     embed_dim: usize,
@@ -123,17 +124,23 @@ impl ResNet {
     /// # Errors
     /// If `x` is not `(B, 3, H, W)` or too small.
     pub fn forward_stages(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>> {
-        let mut x = self.bn1.forward_relu_t(&self.conv1.forward(x)?, train)?;
-        if self.stem == Stem::ImageNet {
-            x = max_pool2d(&x, 3, 2, 1)?;
-        }
+        let mut x = self.forward_stem(x, train)?;
         let stages = self.stages.iter().map(|blocks| {
             for block in blocks {
                 x = block.forward_t(&x, train)?;
             }
-            Ok(x.clone())
+            x.permute((0, 3, 1, 2))?.contiguous()
         });
         stages.collect()
+    }
+
+    /// `(B, 3, H, W)` to `(B, H', W', C)`: inside of the network the channels come last.
+    fn forward_stem(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let x = stem(x, &self.first, train)?;
+        match self.stem {
+            Stem::ImageNet => max_pool2d_channels_last(&x, 3, 2, 1),
+            Stem::Cifar => Ok(x),
+        }
     }
 }
 
@@ -143,19 +150,19 @@ impl Backbone for ResNet {
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        match self.forward_stages(x, train)?.last() {
-            Some(x) => global_avg_pool(x),
-            None => bail!("a resnet has four stages"),
+        let mut x = self.forward_stem(x, train)?;
+        for block in self.stages.iter().flatten() {
+            x = block.forward_t(&x, train)?;
         }
+        global_avg_pool_channels_last(&x)
     }
 }
 
 /// `relu(shortcut(x) + branch(x))`.
 #[derive(Clone, Debug)]
 struct ResidualBlock {
-    /// Convolutions of the branch, each with its norm.
-    branch: Vec<(Conv2d, BatchNorm)>,
-    downsample: Option<(Conv2d, BatchNorm)>,
+    branch: Vec<ConvNorm>,
+    downsample: Option<ConvNorm>,
 }
 
 impl ResidualBlock {
@@ -167,47 +174,35 @@ impl ResidualBlock {
             Block::Bottleneck => vec![(c_in, width, 1, 1), (width, width, 3, stride), (width, c_out, 1, 1)],
         };
         let last = sizes.len();
-        let branch = sizes.into_iter().zip(1..).map(|((c_in, c_out, kernel, stride), i)| {
+        let branch = sizes.into_iter().zip(1..).map(|(sizes, i)| {
             let weight = if i == last && config.zero_init_residual { 0.0 } else { 1.0 };
-            let conv = conv(c_in, c_out, kernel, stride, &scope.pp(format!("conv{i}")))?;
-            Ok((conv, norm(c_out, weight, &scope.pp(format!("bn{i}")))?))
+            layer(sizes, weight, &scope.pp(format!("conv{i}")), &scope.pp(format!("bn{i}")))
         });
         let branch = branch.collect::<Result<_>>()?;
         let downsample = (stride != 1 || c_in != c_out).then(|| {
             let scope = scope.pp("downsample");
-            Ok::<_, candle_core::Error>((
-                conv(c_in, c_out, 1, stride, &scope.pp(0))?,
-                norm(c_out, 1.0, &scope.pp(1))?,
-            ))
+            layer((c_in, c_out, 1, stride), 1.0, &scope.pp(0), &scope.pp(1))
         });
         Ok(Self { branch, downsample: downsample.transpose()? })
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut y = x.clone();
-        for (i, (conv, norm)) in self.branch.iter().enumerate() {
-            y = conv.forward(&y)?;
-            y = if i + 1 < self.branch.len() {
-                norm.forward_relu_t(&y, train)?
-            } else {
-                norm.forward_t(&y, train)?
-            };
-        }
-        match &self.downsample {
-            Some((conv, norm)) => add_relu(&norm.forward_t(&conv.forward(x)?, train)?, &y),
-            None => add_relu(x, &y),
-        }
+        residual_block(x, &self.branch, self.downsample.as_ref(), train)
     }
 }
 
-/// A convolution that keeps the size at stride 1.
-fn conv(c_in: usize, c_out: usize, kernel: usize, stride: usize, scope: &Scope) -> Result<Conv2d> {
+/// A convolution of `(channels in, channels out, kernel, stride)` that keeps the size at stride 1, with its norm.
+fn layer(
+    (c_in, c_out, kernel, stride): (usize, usize, usize, usize),
+    weight_init: f64,
+    conv: &Scope,
+    norm: &Scope,
+) -> Result<ConvNorm> {
     let config = Conv2dConfig { stride, padding: kernel / 2, ..Default::default() };
-    Conv2d::new(c_in, c_out, kernel, config, scope)
-}
-
-fn norm(channels: usize, weight_init: f64, scope: &Scope) -> Result<BatchNorm> {
-    BatchNorm::new(channels, BatchNormConfig { weight_init, ..Default::default() }, scope)
+    Ok(ConvNorm {
+        conv: Conv2d::new(c_in, c_out, kernel, config, conv)?,
+        norm: BatchNorm::new(c_out, BatchNormConfig { weight_init, ..Default::default() }, norm)?,
+    })
 }
 
 #[cfg(test)]

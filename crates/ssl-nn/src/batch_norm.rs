@@ -1,16 +1,15 @@
 //! Batch normalisation (Ioffe & Szegedy, 2015) with PyTorch's conventions, optionally followed by a ReLU in the same
 //! pass over memory.
 
-use std::sync::{Arc, OnceLock};
+use candle_core::{DType, Result, Tensor, Var, bail};
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, Var, WithDType, bail};
-use rayon::prelude::*;
-
-use crate::activation::{rectify, relu};
+use crate::activation::relu;
+use crate::channel_norm::{ChannelNorm, Gate, Statistics};
+use crate::channels_last::{to_channels_first, to_channels_last};
+use crate::graph::{gradient, node};
 use crate::init::Init;
 use crate::params::Scope;
-use crate::storage::{Element, dispatch, reader, slice};
+use crate::storage::{Element, dispatch, reader};
 
 /// Which learned parameters follow the normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,18 +103,45 @@ impl BatchNorm {
         if !x.device().is_cpu() {
             return self.composite(x, dims, train, relu);
         }
-        let statistics = Arc::new(OnceLock::new());
-        if !train {
-            let mean = to_f64(&self.running_mean)?;
-            let _ = statistics.set(Statistics { mean, var: to_f64(&self.running_var)? });
-        }
-        let op = BatchNormOp { dims, eps: self.config.eps, train, relu, statistics: statistics.clone() };
-        let y = x.contiguous()?.apply_op3(&self.weight, &self.bias, op)?;
-        if let (true, Some(batch)) = (train, statistics.get()) {
-            let tensor = |v: &[f64]| Tensor::new(v, x.device())?.to_dtype(x.dtype());
-            self.track(&tensor(&batch.mean)?, &tensor(&batch.var)?, dims.count())?;
-        }
-        Ok(y)
+        let x = x.contiguous()?;
+        dispatch!(x.dtype(), "batch norm", T => self.on_cpu::<T>(&x, dims, train, relu))
+    }
+
+    fn on_cpu<T: Element>(&self, x: &Tensor, dims: Dims, train: bool, relu: bool) -> Result<Tensor> {
+        let Dims { channels, space, .. } = dims;
+        let images = move |x: &Tensor| -> Result<Vec<T>> {
+            Ok(to_channels_last(reader(x).slice::<T>()?, channels, space))
+        };
+        let z = images(x)?;
+        let norm = self.channel_norm(&z, train)?;
+        let y = to_channels_first(&norm.apply(&z, relu), channels, space);
+        let inputs = [x.clone(), self.weight.clone(), self.bias.clone()];
+        node("batch norm", &[x, &self.weight, &self.bias], (y, x.shape()), move |_, dy| {
+            let gate = if relu { Gate::Own } else { Gate::Open };
+            let (dx, dw, db) = norm.gradients(&images(&inputs[0])?, images(dy)?, gate);
+            let dx = to_channels_first(&dx, channels, space);
+            [dx, dw, db].into_iter().zip(&inputs).map(|(data, like)| gradient(data, like)).collect()
+        })
+    }
+
+    /// The normalisation of `z` (rows, channels): by its own statistics, which are tracked, or by the running ones.
+    pub(crate) fn channel_norm<T: Element>(&self, z: &[T], train: bool) -> Result<ChannelNorm<T>> {
+        let statistics = if train {
+            let channels = self.weight.elem_count();
+            let batch = Statistics::measure(z, channels);
+            let tensor = |v: &[f64]| Tensor::new(v, self.weight.device())?.to_dtype(self.weight.dtype());
+            self.track(&tensor(&batch.mean)?, &tensor(&batch.var)?, z.len() / channels)?;
+            batch
+        } else {
+            Statistics { mean: to_f64(&self.running_mean)?, var: to_f64(&self.running_var)? }
+        };
+        let (weight, bias) = (reader(&self.weight), reader(&self.bias));
+        Ok(ChannelNorm::new(&statistics, self.config.eps, weight.slice()?, bias.slice()?, train))
+    }
+
+    /// Weight and bias.
+    pub(crate) fn tensors(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
     }
 
     /// Moves the running statistics towards those of a batch with `n` values per channel.
@@ -175,196 +201,6 @@ impl Dims {
     fn count(self) -> usize {
         self.batch * self.space
     }
-
-    /// For each channel the sum over its segments of `f(start of the segment, channel)`, in a fixed order.
-    fn sums<const N: usize>(self, f: impl Fn(usize, usize) -> [f64; N] + Sync) -> Vec<[f64; N]> {
-        // Neighbouring channels of a (B, C) matrix share cache lines, so one task takes many of them.
-        let grain = if self.space < 16 { 64 } else { 1 };
-        let sum = |channel| {
-            (0..self.batch).fold([0.0; N], |mut total, image| {
-                let part = f((image * self.channels + channel) * self.space, channel);
-                total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
-                total
-            })
-        };
-        (0..self.channels).into_par_iter().with_min_len(grain).map(sum).collect()
-    }
-
-    /// Calls `f(channel, range of the segment, segment)` for every segment of `out`.
-    fn segments<T: Send>(self, out: &mut [T], f: impl Fn(usize, usize, &mut [T]) + Sync) {
-        let image_len = self.channels * self.space;
-        if out.is_empty() {
-            return;
-        }
-        out.par_chunks_mut(image_len).enumerate().for_each(|(image, out)| {
-            for (channel, out) in out.chunks_exact_mut(self.space).enumerate() {
-                f(channel, image * image_len + channel * self.space, out);
-            }
-        });
-    }
-}
-
-/// Mean and biased variance per channel.
-#[derive(Debug)]
-struct Statistics {
-    mean: Vec<f64>,
-    var: Vec<f64>,
-}
-
-struct BatchNormOp {
-    dims: Dims,
-    eps: f64,
-    train: bool,
-    relu: bool,
-    /// Set before the forward pass in evaluation, by the forward pass in training.
-    statistics: Arc<OnceLock<Statistics>>,
-}
-
-impl BatchNormOp {
-    fn measure<T: Element>(&self, x: &[T]) -> Statistics {
-        let (dims, n) = (self.dims, self.dims.count() as f64);
-        let sums = dims.sums(|at, _| [sum_by(&x[at..at + dims.space], |v| v)]);
-        let mean: Vec<f64> = sums.iter().map(|[sum]| sum / n).collect();
-        let squares = dims.sums(|at, channel| {
-            let mean = T::from_f64(mean[channel]);
-            [sum_by(&x[at..at + dims.space], |v| (v - mean) * (v - mean))]
-        });
-        Statistics { mean, var: squares.iter().map(|[sum]| sum / n).collect() }
-    }
-
-    fn inverse_std(&self, var: f64) -> f64 {
-        1.0 / (var + self.eps).sqrt()
-    }
-
-    fn normalise<T: Element>(&self, x: &[T], weight: &[T], bias: &[T]) -> Vec<T> {
-        let statistics = self.statistics.get_or_init(|| self.measure(x));
-        let mut y = vec![T::ZERO; x.len()];
-        self.dims.segments(&mut y, |channel, at, y| {
-            let scale = weight[channel] * T::from_f64(self.inverse_std(statistics.var[channel]));
-            let (mean, shift) = (T::from_f64(statistics.mean[channel]), bias[channel]);
-            let x = &x[at..at + y.len()];
-            if self.relu {
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = rectify((*x - mean) * scale + shift));
-            } else {
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = (*x - mean) * scale + shift);
-            }
-        });
-        y
-    }
-
-    /// Gradients of the input, the weight and the bias.
-    fn gradients<T: Element>(
-        &self,
-        statistics: &Statistics,
-        x: &[T],
-        weight: &[T],
-        y: &[T],
-        dy: &[T],
-    ) -> (Vec<T>, Vec<T>, Vec<T>) {
-        let (dims, n) = (self.dims, self.dims.count() as f64);
-        let passes = |y: T| !self.relu || y > T::ZERO;
-        let sums = dims.sums(|at, channel| {
-            let mean = T::from_f64(statistics.mean[channel]);
-            let range = at..at + dims.space;
-            let (x, y, dy) = (&x[range.clone()], &y[range.clone()], &dy[range]);
-            sum_pairs(x, y, dy, |x, y, dy| if passes(y) { (dy, dy * (x - mean)) } else { (T::ZERO, T::ZERO) })
-        });
-        let mut dx = vec![T::ZERO; x.len()];
-        dims.segments(&mut dx, |channel, at, dx| {
-            let [sum_dy, sum_dy_centred] = sums[channel];
-            let inverse_std = self.inverse_std(statistics.var[channel]);
-            let scale = weight[channel] * T::from_f64(inverse_std);
-            // Without batch statistics the mean and the variance are constants and carry no gradient.
-            let (mean_dy, slope) = match self.train {
-                true => (sum_dy / n, inverse_std * inverse_std * sum_dy_centred / n),
-                false => (0.0, 0.0),
-            };
-            let (mean, mean_dy, slope) =
-                (T::from_f64(statistics.mean[channel]), T::from_f64(mean_dy), T::from_f64(slope));
-            let range = at..at + dx.len();
-            let inputs = x[range.clone()].iter().zip(&y[range.clone()]).zip(&dy[range]);
-            for (dx, ((x, y), dy)) in dx.iter_mut().zip(inputs) {
-                let dy = if passes(*y) { *dy } else { T::ZERO };
-                *dx = scale * (dy - mean_dy - (*x - mean) * slope);
-            }
-        });
-        let d_weight =
-            sums.iter().zip(&statistics.var).map(|([_, s], var)| T::from_f64(s * self.inverse_std(*var)));
-        (dx, d_weight.collect(), sums.iter().map(|[s, _]| T::from_f64(*s)).collect())
-    }
-}
-
-impl CustomOp3 for BatchNormOp {
-    fn name(&self) -> &'static str {
-        "ssl-batch-norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_at: &Layout,
-        weight: &CpuStorage,
-        weight_at: &Layout,
-        bias: &CpuStorage,
-        bias_at: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        dispatch!(x.dtype(), "batch-norm", T => {
-            let y = self.normalise::<T>(slice(x, x_at)?, slice(weight, weight_at)?, slice(bias, bias_at)?);
-            Ok((T::to_cpu_storage_owned(y), x_at.shape().clone()))
-        })
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(statistics) = self.statistics.get() else { bail!("batch norm: backward before forward") };
-        let grad = grad.contiguous()?;
-        dispatch!(x.dtype(), "batch-norm", T => {
-            let (xs, ws, ys, dy) = (reader(x), reader(weight), reader(y), reader(&grad));
-            let (dx, dw, db) =
-                self.gradients::<T>(statistics, xs.slice()?, ws.slice()?, ys.slice()?, dy.slice()?);
-            let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
-            Ok((
-                if x.track_op() { tensor(dx, x)? } else { None },
-                if weight.track_op() { tensor(dw, weight)? } else { None },
-                if bias.track_op() { tensor(db, bias)? } else { None },
-            ))
-        })
-    }
-}
-
-/// Partial sums kept side by side, so that the additions vectorise and rounding errors stay small.
-const LANES: usize = 16;
-
-fn sum_by<T: Element>(x: &[T], f: impl Fn(T) -> T) -> f64 {
-    let mut lanes = [T::ZERO; LANES];
-    let mut chunks = x.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *lane += f(*v);
-        }
-    }
-    for (lane, v) in lanes.iter_mut().zip(chunks.remainder()) {
-        *lane += f(*v);
-    }
-    lanes.iter().map(|v| v.to_f64()).sum()
-}
-
-fn sum_pairs<T: Element>(x: &[T], y: &[T], dy: &[T], f: impl Fn(T, T, T) -> (T, T)) -> [f64; 2] {
-    let (mut first, mut second) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-    for ((x, y), dy) in x.chunks(LANES).zip(y.chunks(LANES)).zip(dy.chunks(LANES)) {
-        for (lane, ((x, y), dy)) in x.iter().zip(y).zip(dy).enumerate() {
-            let (a, b) = f(*x, *y, *dy);
-            first[lane] += a;
-            second[lane] += b;
-        }
-    }
-    [first.iter().map(|v| v.to_f64()).sum(), second.iter().map(|v| v.to_f64()).sum()]
 }
 
 #[cfg(test)]

@@ -55,6 +55,14 @@ impl Conv2d {
         Ok(Self { weight, config })
     }
 
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    pub(crate) fn config(&self) -> Conv2dConfig {
+        self.config
+    }
+
     /// `(B, C_in, H, W)` to `(B, C_out, H', W')`.
     ///
     /// # Errors

@@ -35,6 +35,11 @@ pub(crate) fn node<T: Element>(
     ticket.apply_op1(Node { name, value: Mutex::new(Some(y)), shape: shape.into(), gradients, backward })
 }
 
+/// `data` as the gradient of `input`, if that needs one.
+pub(crate) fn gradient<T: Element>(data: Vec<T>, input: &Tensor) -> Result<Option<Tensor>> {
+    input.track_op().then(|| Tensor::from_vec(data, input.shape(), input.device())).transpose()
+}
+
 struct Node<T, F> {
     name: &'static str,
     value: Mutex<Option<Vec<T>>>,

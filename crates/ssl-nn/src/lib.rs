@@ -24,6 +24,7 @@
 
 mod activation;
 mod batch_norm;
+mod channel_norm;
 mod channels_last;
 mod conv2d;
 mod convolve;
@@ -36,6 +37,7 @@ mod matrix;
 mod mlp;
 mod params;
 mod pool;
+mod residual;
 mod rng;
 mod storage;
 
@@ -46,5 +48,6 @@ pub use init::{Fan, Init};
 pub use linear::{Linear, LinearConfig};
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Params, Role, Scope};
-pub use pool::{global_avg_pool, max_pool2d};
+pub use pool::{global_avg_pool, global_avg_pool_channels_last, max_pool2d, max_pool2d_channels_last};
+pub use residual::{ConvNorm, residual_block, stem};
 pub use rng::{Purpose, Rng, rng};

@@ -1,12 +1,11 @@
 //! Max pooling with padding, and global average pooling.
 
-use std::sync::OnceLock;
-
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use crate::storage::{Element, dispatch, reader, slice};
+use crate::graph::{gradient, node};
+use crate::kernel::wide;
+use crate::storage::{Element, dispatch, reader};
 
 /// Largest value of each `kernel × kernel` window, as `torch.nn.functional.max_pool2d`.
 ///
@@ -18,16 +17,34 @@ use crate::storage::{Element, dispatch, reader, slice};
 /// # Errors
 /// If `x` is not of rank 4, the stride is 0, the padding is more than half the kernel, or the kernel does not fit.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
+    let x = x.permute((0, 2, 3, 1))?;
+    max_pool2d_channels_last(&x, kernel, stride, padding)?.permute((0, 3, 1, 2))?.contiguous()
+}
+
+/// [`max_pool2d`] of `(B, H, W, C)`.
+///
+/// # Errors
+/// As [`max_pool2d`].
+pub fn max_pool2d_channels_last(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    let (batch, h, w, channels) = x.dims4()?;
     if stride == 0 || 2 * padding > kernel || kernel == 0 || h.min(w) + 2 * padding < kernel {
         bail!("max_pool2d: kernel {kernel}, stride {stride}, padding {padding} do not fit a {h}x{w} image");
     }
     let output = |size| (size + 2 * padding - kernel) / stride + 1;
-    let window = Window { h, w, out_h: output(h), out_w: output(w), kernel, stride, padding };
+    let window = Window { h, w, channels, out_h: output(h), out_w: output(w), kernel, stride, padding };
     if !x.device().is_cpu() {
-        return window.composite(x);
+        return window.composite(&x.permute((0, 3, 1, 2))?)?.permute((0, 2, 3, 1))?.contiguous();
     }
-    x.contiguous()?.apply_op1(MaxPool { window, winners: OnceLock::new() })
+    let x = x.contiguous()?;
+    dispatch!(x.dtype(), "max_pool2d", T => {
+        let (y, winners) = window.forward(reader(&x).slice::<T>()?);
+        let shape = (batch, window.out_h, window.out_w, channels);
+        let input = x.clone();
+        node("max_pool2d", &[&x], (y, shape), move |_, dy| {
+            let dx = window.backward(reader(dy).slice::<T>()?, &winners, input.elem_count());
+            Ok(vec![gradient(dx, &input)?])
+        })
+    })
 }
 
 /// Mean over height and width: `(B, C, H, W)` to `(B, C)`.
@@ -39,10 +56,46 @@ pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
     x.flatten_from(2)?.mean(2)
 }
 
+/// [`global_avg_pool`] of `(B, H, W, C)`.
+///
+/// # Errors
+/// If `x` is not of rank 4.
+pub fn global_avg_pool_channels_last(x: &Tensor) -> Result<Tensor> {
+    let (batch, h, w, channels) = x.dims4()?;
+    if !x.device().is_cpu() {
+        return x.flatten(1, 2)?.mean(1);
+    }
+    let x = x.contiguous()?;
+    dispatch!(x.dtype(), "global average pool", T => {
+        let share = T::from_f64(1.0 / (h * w) as f64);
+        let mut y = vec![T::ZERO; batch * channels];
+        let image = (h * w * channels).max(1);
+        y.par_chunks_mut(channels.max(1)).zip(reader(&x).slice::<T>()?.par_chunks(image)).for_each(|(y, x)| {
+            wide(|| {
+                for pixel in x.chunks_exact(channels) {
+                    y.iter_mut().zip(pixel).for_each(|(y, x)| *y += *x);
+                }
+                y.iter_mut().for_each(|y| *y *= share);
+            });
+        });
+        let input = x.clone();
+        node("global average pool", &[&x], (y, (batch, channels)), move |_, dy| {
+            let mut dx = vec![T::ZERO; input.elem_count()];
+            dx.par_chunks_mut(image).zip(reader(dy).slice::<T>()?.par_chunks(channels.max(1))).for_each(|(dx, dy)| {
+                for pixel in dx.chunks_exact_mut(channels) {
+                    pixel.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = *dy * share);
+                }
+            });
+            Ok(vec![gradient(dx, &input)?])
+        })
+    })
+}
+
 #[derive(Clone, Copy)]
 struct Window {
     h: usize,
     w: usize,
+    channels: usize,
     out_h: usize,
     out_w: usize,
     kernel: usize,
@@ -57,20 +110,60 @@ impl Window {
         start.saturating_sub(self.padding)..(start + self.kernel - self.padding).min(size)
     }
 
-    /// Value and position of the largest element of each window of one plane.
-    fn pool<T: Element>(&self, plane: &[T], out: &mut [T], winners: &mut [u32]) {
-        for (o, (out, winner)) in out.iter_mut().zip(winners).enumerate() {
-            let (rows, cols) = (self.covers(o / self.out_w, self.h), self.covers(o % self.out_w, self.w));
-            let mut best = rows.start * self.w + cols.start;
-            for i in rows.flat_map(|y| cols.clone().map(move |x| y * self.w + x)) {
+    fn image_len(&self) -> usize {
+        (self.h * self.w * self.channels).max(1)
+    }
+
+    fn output_len(&self) -> usize {
+        (self.out_h * self.out_w * self.channels).max(1)
+    }
+
+    /// The largest elements, and for each the pixel of the image that it came from.
+    fn forward<T: Element>(&self, x: &[T]) -> (Vec<T>, Vec<u32>) {
+        let n = x.len() / self.image_len() * self.output_len();
+        let (mut y, mut winners) = (vec![T::ZERO; n], vec![0; n]);
+        y.par_chunks_mut(self.output_len())
+            .zip(winners.par_chunks_mut(self.output_len()))
+            .zip(x.par_chunks(self.image_len()))
+            .for_each(|((y, winners), x)| {
+                let outputs = y.chunks_exact_mut(self.channels).zip(winners.chunks_exact_mut(self.channels));
+                for (o, (y, winners)) in outputs.enumerate() {
+                    wide(|| self.pool(o, x, y, winners));
+                }
+            });
+        (y, winners)
+    }
+
+    /// One window, for all channels of an image.
+    #[inline(always)]
+    fn pool<T: Element>(&self, o: usize, x: &[T], y: &mut [T], winners: &mut [u32]) {
+        let (rows, columns) = (self.covers(o / self.out_w, self.h), self.covers(o % self.out_w, self.w));
+        let first = rows.start * self.w + columns.start;
+        y.copy_from_slice(&x[first * self.channels..][..self.channels]);
+        winners.fill(first as u32);
+        for i in rows.flat_map(|row| columns.clone().map(move |column| row * self.w + column)) {
+            let pixel = &x[i * self.channels..][..self.channels];
+            for ((y, winner), v) in y.iter_mut().zip(winners.iter_mut()).zip(pixel) {
                 // A comparison with NaN is false both ways; `v != v` is how a generic scalar asks for NaN.
                 #[allow(clippy::eq_op)]
-                if plane[i] > plane[best] || (plane[i] != plane[i] && plane[best] == plane[best]) {
-                    best = i;
-                }
+                let wins = (*v > *y) | ((*v != *v) & (*y == *y));
+                *y = if wins { *v } else { *y };
+                *winner = if wins { i as u32 } else { *winner };
             }
-            (*out, *winner) = (plane[best], best as u32);
         }
+    }
+
+    fn backward<T: Element>(&self, dy: &[T], winners: &[u32], inputs: usize) -> Vec<T> {
+        let mut dx = vec![T::ZERO; inputs];
+        dx.par_chunks_mut(self.image_len())
+            .zip(winners.par_chunks(self.output_len()))
+            .zip(dy.par_chunks(self.output_len()))
+            .for_each(|((dx, winners), dy)| {
+                for (i, (winner, dy)) in winners.iter().zip(dy).enumerate() {
+                    dx[*winner as usize * self.channels + i % self.channels] += *dy;
+                }
+            });
+        dx
     }
 
     /// The same in candle's operations, for devices without a kernel of ours. Exact for inputs that are nowhere
@@ -96,51 +189,6 @@ impl Window {
             });
         }
         best.ok_or_else(|| candle_core::Error::Msg("max_pool2d: empty kernel".into()))
-    }
-}
-
-struct MaxPool {
-    window: Window,
-    /// For each output the position of its value in the plane; set by the forward pass.
-    winners: OnceLock<Vec<u32>>,
-}
-
-impl CustomOp1 for MaxPool {
-    fn name(&self) -> &'static str {
-        "ssl-max-pool2d"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, at: &Layout) -> Result<(CpuStorage, Shape)> {
-        let w = &self.window;
-        let (batch, channels, _, _) = at.shape().dims4()?;
-        let outputs = w.out_h * w.out_w;
-        dispatch!(x.dtype(), "max-pool2d", T => {
-            let mut y = vec![T::ZERO; batch * channels * outputs];
-            let mut winners = vec![0; y.len()];
-            y.par_chunks_mut(outputs)
-                .zip(winners.par_chunks_mut(outputs))
-                .zip(slice::<T>(x, at)?.par_chunks(w.h * w.w))
-                .for_each(|((y, winners), plane)| w.pool(plane, y, winners));
-            let _ = self.winners.set(winners);
-            Ok((T::to_cpu_storage_owned(y), Shape::from((batch, channels, w.out_h, w.out_w))))
-        })
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let Some(winners) = self.winners.get() else { bail!("max_pool2d: backward before forward") };
-        let (w, grad) = (&self.window, grad.contiguous()?);
-        let outputs = w.out_h * w.out_w;
-        dispatch!(x.dtype(), "max-pool2d", T => {
-            let dy = reader(&grad);
-            let mut dx = vec![T::ZERO; x.elem_count()];
-            dx.par_chunks_mut(w.h * w.w)
-                .zip(winners.par_chunks(outputs))
-                .zip(dy.slice::<T>()?.par_chunks(outputs))
-                .for_each(|((dx, winners), dy)| {
-                    winners.iter().zip(dy).for_each(|(winner, dy)| dx[*winner as usize] += *dy);
-                });
-            Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
-        })
     }
 }
 
@@ -177,7 +225,8 @@ mod tests {
             let init = crate::Init::Uniform { bound: 1.0 };
             let x = init.sample(&[2, 3, h, w], 5, "x", DType::F64, &Device::Cpu).unwrap().relu().unwrap();
             let output = |size: usize| (size + 2 * padding - kernel) / stride + 1;
-            let window = Window { h, w, out_h: output(h), out_w: output(w), kernel, stride, padding };
+            let window =
+                Window { h, w, channels: 3, out_h: output(h), out_w: output(w), kernel, stride, padding };
             let a = max_pool2d(&x, kernel, stride, padding).unwrap().flatten_all().unwrap();
             let b = window.composite(&x).unwrap().flatten_all().unwrap();
             assert_eq!(a.to_vec1::<f64>().unwrap(), b.to_vec1::<f64>().unwrap());

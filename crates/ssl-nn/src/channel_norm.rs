@@ -1,0 +1,266 @@
+//! The passes of a batch norm over slices `(rows, channels)`, a row being a pixel or a sample.
+//!
+//! Rows are taken in chunks that the cache holds. Sums over a chunk are merged in the order of the chunks, in `f64`, so
+//! that they depend neither on the number of threads nor much on rounding.
+
+use rayon::prelude::*;
+
+use crate::activation::rectify;
+use crate::kernel::wide;
+use crate::storage::Element;
+
+/// Elements of a chunk.
+const CHUNK: usize = 1 << 14;
+
+/// Elements of the rows that one task works on.
+fn chunk(channels: usize) -> usize {
+    (CHUNK / channels.max(1)).max(1) * channels
+}
+
+/// Mean and biased variance of each channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Statistics {
+    pub(crate) mean: Vec<f64>,
+    pub(crate) var: Vec<f64>,
+}
+
+impl Statistics {
+    /// Measures `z` in one pass over memory: two passes over each chunk while the cache holds it.
+    pub(crate) fn measure<T: Element>(z: &[T], channels: usize) -> Self {
+        let chunks: Vec<_> = z.par_chunks(chunk(channels)).map(|z| chunk_moments(z, channels)).collect();
+        let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+        let mut seen = 0.0;
+        for (rows, sum, centred) in chunks {
+            let total = seen + rows;
+            for c in 0..channels {
+                // Chan, Golub and LeVeque (1979).
+                let delta = sum[c].to_f64() / rows - mean[c];
+                mean[c] += delta * rows / total;
+                squares[c] += centred[c].to_f64() + delta * delta * seen * rows / total;
+            }
+            seen = total;
+        }
+        Self { mean, var: squares.into_iter().map(|s| s / seen).collect() }
+    }
+}
+
+/// Number of rows, sums, and sums of squared distances from the chunk's mean.
+fn chunk_moments<T: Element>(z: &[T], channels: usize) -> (f64, Vec<T>, Vec<T>) {
+    let rows = (z.len() / channels) as f64;
+    let (mut sum, mut squares) = (vec![T::ZERO; channels], vec![T::ZERO; channels]);
+    wide(|| {
+        for row in z.chunks_exact(channels) {
+            sum.iter_mut().zip(row).for_each(|(sum, z)| *sum += *z);
+        }
+    });
+    let mean: Vec<T> = sum.iter().map(|sum| T::from_f64(sum.to_f64() / rows)).collect();
+    wide(|| {
+        for row in z.chunks_exact(channels) {
+            for ((squares, z), mean) in squares.iter_mut().zip(row).zip(&mean) {
+                *squares += (*z - *mean) * (*z - *mean);
+            }
+        }
+    });
+    // The mean was rounded: take the sums about the very value that the merge will assume.
+    let exact = sum.iter().zip(&mean).zip(&mut squares);
+    exact.for_each(|((sum, mean), squares)| {
+        let error = sum.to_f64() / rows - mean.to_f64();
+        *squares = T::from_f64(squares.to_f64() - rows * error * error);
+    });
+    (rows, sum, squares)
+}
+
+/// A normalisation with all that its passes need of each channel: `y = (z − mean) · scale + shift`.
+#[derive(Clone, Debug)]
+pub(crate) struct ChannelNorm<T> {
+    mean: Vec<T>,
+    scale: Vec<T>,
+    shift: Vec<T>,
+    inverse_std: Vec<f64>,
+    /// Whether mean and variance are those of the batch, and so depend on it.
+    train: bool,
+}
+
+/// What decides where a ReLU lets a gradient through.
+#[derive(Clone, Copy)]
+pub(crate) enum Gate<'a, T> {
+    /// There is no ReLU.
+    Open,
+    /// The ReLU follows the normalisation at once.
+    Own,
+    /// The ReLU has this output.
+    Output(&'a [T]),
+}
+
+impl<T: Element> ChannelNorm<T> {
+    pub(crate) fn new(statistics: &Statistics, eps: f64, weight: &[T], bias: &[T], train: bool) -> Self {
+        let inverse_std: Vec<f64> = statistics.var.iter().map(|var| 1.0 / (var + eps).sqrt()).collect();
+        Self {
+            mean: statistics.mean.iter().map(|v| T::from_f64(*v)).collect(),
+            scale: weight.iter().zip(&inverse_std).map(|(w, i)| *w * T::from_f64(*i)).collect(),
+            shift: bias.to_vec(),
+            inverse_std,
+            train,
+        }
+    }
+
+    fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// The normalised value of channel `c`.
+    #[inline(always)]
+    fn at(&self, z: T, c: usize) -> T {
+        (z - self.mean[c]) * self.scale[c] + self.shift[c]
+    }
+
+    /// `y = norm(z)`, perhaps rectified.
+    pub(crate) fn apply(&self, z: &[T], relu: bool) -> Vec<T> {
+        self.map(z, z, |c, z, _| if relu { rectify(self.at(z, c)) } else { self.at(z, c) })
+    }
+
+    /// `relu(norm(z) + x)`.
+    pub(crate) fn add_relu(&self, z: &[T], x: &[T]) -> Vec<T> {
+        self.map(z, x, |c, z, x| rectify(self.at(z, c) + x))
+    }
+
+    /// `relu(norm(z) + other(x))`.
+    pub(crate) fn add_norm_relu(&self, z: &[T], other: &Self, x: &[T]) -> Vec<T> {
+        self.map(z, x, |c, z, x| rectify(self.at(z, c) + other.at(x, c)))
+    }
+
+    /// `y[i] = f(channel, z[i], x[i])`.
+    fn map(&self, z: &[T], x: &[T], f: impl Fn(usize, T, T) -> T + Sync) -> Vec<T> {
+        let (channels, chunk) = (self.channels(), chunk(self.channels()));
+        let mut y = vec![T::ZERO; z.len()];
+        y.par_chunks_mut(chunk).zip(z.par_chunks(chunk)).zip(x.par_chunks(chunk)).for_each(|((y, z), x)| {
+            wide(|| {
+                let rows =
+                    y.chunks_exact_mut(channels).zip(z.chunks_exact(channels)).zip(x.chunks_exact(channels));
+                for ((y, z), x) in rows {
+                    for c in 0..channels {
+                        y[c] = f(c, z[c], x[c]);
+                    }
+                }
+            });
+        });
+        y
+    }
+
+    /// The gradients of the input, the weight and the bias.
+    ///
+    /// `dy` is the gradient of the output, behind the ReLU if there is one.
+    pub(crate) fn gradients(&self, z: &[T], mut dy: Vec<T>, gate: Gate<'_, T>) -> (Vec<T>, Vec<T>, Vec<T>) {
+        let sums = self.sums(z, &dy, gate);
+        let rows = (z.len() / self.channels().max(1)) as f64;
+        // Without batch statistics the mean and the variance are constants and carry no gradient.
+        let share = if self.train { 1.0 / rows } else { 0.0 };
+        let mean_dy: Vec<T> = sums.iter().map(|(dy, _)| T::from_f64(dy * share)).collect();
+        let slope: Vec<T> = sums
+            .iter()
+            .zip(&self.inverse_std)
+            .map(|((_, centred), i)| T::from_f64(i * i * centred * share))
+            .collect();
+        let dx = |c: usize, z: T, dy: T| self.scale[c] * (dy - mean_dy[c] - (z - self.mean[c]) * slope[c]);
+        self.update(&mut dy, z, gate, dx);
+        let d_weight = sums.iter().zip(&self.inverse_std).map(|((_, centred), i)| T::from_f64(centred * i));
+        let d_bias = sums.iter().map(|(dy, _)| T::from_f64(*dy));
+        (dy, d_weight.collect(), d_bias.collect())
+    }
+
+    /// For each channel `Σ dy` and `Σ dy · (z − mean)` over what passes the gate.
+    fn sums(&self, z: &[T], dy: &[T], gate: Gate<'_, T>) -> Vec<(f64, f64)> {
+        let (channels, chunk) = (self.channels(), chunk(self.channels()));
+        let parts: Vec<_> = z
+            .par_chunks(chunk)
+            .zip(dy.par_chunks(chunk))
+            .enumerate()
+            .map(|(i, (z, dy))| {
+                let mut sums = (vec![T::ZERO; channels], vec![T::ZERO; channels]);
+                let y = gate.part(i * chunk, z);
+                wide(|| {
+                    let rows =
+                        z.chunks_exact(channels).zip(dy.chunks_exact(channels)).zip(y.chunks_exact(channels));
+                    let (first, second) = (&mut sums.0[..channels], &mut sums.1[..channels]);
+                    for ((z, dy), y) in rows {
+                        for c in 0..channels {
+                            let dy = self.gated(gate, c, z[c], y[c], dy[c]);
+                            first[c] += dy;
+                            second[c] += dy * (z[c] - self.mean[c]);
+                        }
+                    }
+                });
+                sums
+            })
+            .collect();
+        let mut total = vec![(0.0, 0.0); channels];
+        for (first, second) in parts {
+            for (total, (first, second)) in total.iter_mut().zip(first.iter().zip(&second)) {
+                total.0 += first.to_f64();
+                total.1 += second.to_f64();
+            }
+        }
+        total
+    }
+
+    /// `dy[i] = f(channel, z[i], dy[i])`, with 0 for the `dy` that the gate stops.
+    fn update(&self, dy: &mut [T], z: &[T], gate: Gate<'_, T>, f: impl Fn(usize, T, T) -> T + Sync) {
+        let (channels, chunk) = (self.channels(), chunk(self.channels()));
+        dy.par_chunks_mut(chunk).zip(z.par_chunks(chunk)).enumerate().for_each(|(i, (dy, z))| {
+            let y = gate.part(i * chunk, z);
+            wide(|| {
+                let rows =
+                    dy.chunks_exact_mut(channels).zip(z.chunks_exact(channels)).zip(y.chunks_exact(channels));
+                for ((dy, z), y) in rows {
+                    for c in 0..channels {
+                        dy[c] = f(c, z[c], self.gated(gate, c, z[c], y[c], dy[c]));
+                    }
+                }
+            });
+        });
+    }
+
+    #[inline(always)]
+    fn gated(&self, gate: Gate<'_, T>, c: usize, z: T, y: T, dy: T) -> T {
+        let passes = match gate {
+            Gate::Open => true,
+            Gate::Own => self.at(z, c) > T::ZERO,
+            Gate::Output(_) => y > T::ZERO,
+        };
+        if passes { dy } else { T::ZERO }
+    }
+}
+
+impl<'a, T> Gate<'a, T> {
+    /// The output beside `z`, which starts at `start`; any slice of that length if the gate looks at none.
+    fn part<'b>(&self, start: usize, z: &'b [T]) -> &'b [T]
+    where
+        'a: 'b,
+    {
+        match self {
+            Gate::Output(y) => &y[start..start + z.len()],
+            Gate::Open | Gate::Own => z,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_survive_a_large_mean_and_many_chunks() {
+        let channels = 3;
+        let z: Vec<f32> = (0..30_000 * channels)
+            .map(|i| 1000.0 + ((i / channels * 37 + i % channels) % 11) as f32)
+            .collect();
+        let statistics = Statistics::measure(&z, channels);
+        for c in 0..channels {
+            let values: Vec<f64> = z.iter().skip(c).step_by(channels).map(|v| f64::from(*v)).collect();
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let var = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / values.len() as f64;
+            assert!((statistics.mean[c] - mean).abs() < 1e-4, "{} {mean}", statistics.mean[c]);
+            assert!((statistics.var[c] - var).abs() < 1e-4 * var, "{} {var}", statistics.var[c]);
+        }
+    }
+}

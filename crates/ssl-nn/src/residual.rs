@@ -1,0 +1,268 @@
+//! Chains of convolutions and batch norms as single operations, in channels-last order.
+//!
+//! candle's backward pass clears and adds up a gradient for every edge of its graph, two passes over memory each, and
+//! keeps every tensor on the way. A residual block as one operation has one edge, keeps only the outputs of its
+//! convolutions, and normalises, adds and rectifies in the passes that move the data anyway.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::activation::add_relu;
+use crate::batch_norm::BatchNorm;
+use crate::channel_norm::{ChannelNorm, Gate};
+use crate::conv2d::Conv2d;
+use crate::convolve::{forward, input_gradient, weight_gradient};
+use crate::geometry::Geometry;
+use crate::graph::{Gradients, gradient, node};
+use crate::storage::{Element, dispatch, reader};
+
+/// A convolution and the batch norm after it.
+#[derive(Clone, Debug)]
+pub struct ConvNorm {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// The batch norm over its output.
+    pub norm: BatchNorm,
+}
+
+/// `relu(norm(conv(x)))` of an image: `(B, C_in, H, W)` to `(B, H', W', C_out)`, channels last.
+///
+/// # Errors
+/// As the convolution and the batch norm.
+pub fn stem(x: &Tensor, layer: &ConvNorm, train: bool) -> Result<Tensor> {
+    chain(&x.permute((0, 2, 3, 1))?.contiguous()?, std::slice::from_ref(layer), Shortcut::None, train)
+}
+
+/// `relu(shortcut(x) + branch(x))` of a residual network (He et al., 2015): the layers of `branch` with a ReLU between
+/// them, and as shortcut `x` itself or one layer. `(B, H, W, C_in)` to `(B, H', W', C_out)`, channels last.
+///
+/// # Errors
+/// If the branch is empty, if branch and shortcut differ in shape, or as the convolutions and the batch norms.
+pub fn residual_block(
+    x: &Tensor,
+    branch: &[ConvNorm],
+    shortcut: Option<&ConvNorm>,
+    train: bool,
+) -> Result<Tensor> {
+    chain(x, branch, shortcut.map_or(Shortcut::Identity, Shortcut::Projection), train)
+}
+
+#[derive(Clone, Copy)]
+enum Shortcut<'a> {
+    None,
+    Identity,
+    Projection(&'a ConvNorm),
+}
+
+fn chain(x: &Tensor, branch: &[ConvNorm], shortcut: Shortcut<'_>, train: bool) -> Result<Tensor> {
+    if branch.is_empty() {
+        bail!("residual block: the branch has no layers");
+    }
+    if !x.device().is_cpu() {
+        return composite(x, branch, shortcut, train);
+    }
+    let x = x.contiguous()?;
+    dispatch!(x.dtype(), "residual block", T => {
+        let chain = Chain::<T>::new(&x, branch, shortcut)?;
+        let (y, saved) = chain.forward(branch, shortcut, train)?;
+        let shape = chain.output_shape();
+        let inputs = chain.inputs.clone();
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        node("residual block", &inputs, (y, shape), move |y, dy| chain.backward(&saved, y, dy))
+    })
+}
+
+/// The same layer by layer, for devices without a kernel of ours.
+fn composite(x: &Tensor, branch: &[ConvNorm], shortcut: Shortcut<'_>, train: bool) -> Result<Tensor> {
+    let x = x.permute((0, 3, 1, 2))?.contiguous()?;
+    let layer = |x: &Tensor, layer: &ConvNorm| layer.norm.forward_t(&layer.conv.forward(x)?, train);
+    let mut y = x.clone();
+    for (i, unit) in branch.iter().enumerate() {
+        y = layer(&if i == 0 { y } else { y.relu()? }, unit)?;
+    }
+    let y = match shortcut {
+        Shortcut::None => y.relu()?,
+        Shortcut::Identity => add_relu(&y, &x)?,
+        Shortcut::Projection(unit) => add_relu(&y, &layer(&x, unit)?)?,
+    };
+    y.permute((0, 2, 3, 1))?.contiguous()
+}
+
+/// The sizes and tensors of a chain on the CPU.
+struct Chain<T> {
+    /// `x`, and for each layer of the branch and then of the shortcut its kernel, scale and shift.
+    inputs: Vec<Tensor>,
+    branch: Vec<Geometry>,
+    /// `None` if the input itself is added; a projection's sizes.
+    projection: Option<Geometry>,
+    identity: bool,
+    element: std::marker::PhantomData<fn() -> T>,
+}
+
+/// What the backward pass needs: each convolution's output and its normalisation, those of the shortcut last.
+type Saved<T> = Vec<(Vec<T>, ChannelNorm<T>)>;
+
+impl<T: Element> Chain<T> {
+    fn new(x: &Tensor, branch: &[ConvNorm], shortcut: Shortcut<'_>) -> Result<Self> {
+        let (batch, h, w, c) = x.dims4()?;
+        let mut inputs = vec![x.clone()];
+        let mut add = |unit: &ConvNorm, size: (usize, usize, usize, usize)| {
+            let weight = unit.conv.weight().contiguous()?;
+            let geometry = Geometry::new(size, weight.dims4()?, unit.conv.config())?;
+            inputs.push(weight);
+            inputs.extend(unit.norm.tensors().map(Tensor::clone));
+            Ok::<_, candle_core::Error>(geometry)
+        };
+        let mut size = (batch, c, h, w);
+        let mut geometries = Vec::with_capacity(branch.len());
+        for unit in branch {
+            let g = add(unit, size)?;
+            size = (batch, g.c_out, g.out_h, g.out_w);
+            geometries.push(g);
+        }
+        let (projection, other) = match shortcut {
+            Shortcut::None => (None, size),
+            Shortcut::Identity => (None, (batch, c, h, w)),
+            Shortcut::Projection(unit) => {
+                let g = add(unit, (batch, c, h, w))?;
+                (Some(g), (batch, g.c_out, g.out_h, g.out_w))
+            }
+        };
+        if size != other {
+            bail!(
+                "residual block: the branch ends in {size:?}, the shortcut in {other:?} (batch, channels, rows, columns)"
+            );
+        }
+        let identity = matches!(shortcut, Shortcut::Identity);
+        Ok(Self { inputs, branch: geometries, projection, identity, element: std::marker::PhantomData })
+    }
+
+    fn output_shape(&self) -> (usize, usize, usize, usize) {
+        let g = &self.branch[self.branch.len() - 1];
+        (g.batch, g.out_h, g.out_w, g.c_out)
+    }
+
+    fn forward(
+        &self,
+        branch: &[ConvNorm],
+        shortcut: Shortcut<'_>,
+        train: bool,
+    ) -> Result<(Vec<T>, Saved<T>)> {
+        let x = reader(&self.inputs[0]);
+        let x = x.slice::<T>()?;
+        let layer = |i: usize, g: &Geometry, unit: &ConvNorm, x: &[T]| {
+            let z = forward(g, x, reader(&self.inputs[1 + 3 * i]).slice::<T>()?);
+            let norm = unit.norm.channel_norm(&z, train)?;
+            Ok::<_, candle_core::Error>((z, norm))
+        };
+        let mut saved: Saved<T> = Vec::with_capacity(self.branch.len() + 1);
+        for (i, (g, unit)) in self.branch.iter().zip(branch).enumerate() {
+            let done = match saved.last() {
+                Some((z, norm)) => layer(i, g, unit, &norm.apply(z, true))?,
+                None => layer(i, g, unit, x)?,
+            };
+            saved.push(done);
+        }
+        let last = saved.len() - 1;
+        if let (Some(g), Shortcut::Projection(unit)) = (&self.projection, shortcut) {
+            saved.push(layer(saved.len(), g, unit, x)?);
+        }
+        let (z, norm) = &saved[last];
+        let y = match saved.get(last + 1) {
+            Some((other, other_norm)) => norm.add_norm_relu(z, other_norm, other),
+            None if self.identity => norm.add_relu(z, x),
+            None => norm.apply(z, true),
+        };
+        Ok((y, saved))
+    }
+
+    fn backward(&self, saved: &Saved<T>, y: &Tensor, dy: &Tensor) -> Result<Gradients> {
+        let (x, y, dy) = (reader(&self.inputs[0]), reader(y), reader(dy));
+        let (x, y, dy) = (x.slice::<T>()?, y.slice::<T>()?, dy.slice::<T>()?);
+        let wants_dx = self.inputs[0].track_op();
+        let mut gradients: Gradients = vec![None; self.inputs.len()];
+        let mut dx = match (&self.projection, self.identity) {
+            (Some(g), _) => {
+                let i = self.branch.len();
+                let dz = self.norm_gradient(saved, i, (dy.to_vec(), Gate::Output(y)), &mut gradients)?;
+                self.weight_gradient(i, g, x, &dz, &mut gradients)?;
+                wants_dx.then(|| self.input_gradient(i, g, &dz)).transpose()?
+            }
+            (None, true) if wants_dx => Some(masked(dy, y)),
+            _ => None,
+        };
+        let mut dy = dy.to_vec();
+        for (i, g) in self.branch.iter().enumerate().rev() {
+            let gate = if i + 1 == self.branch.len() { Gate::Output(y) } else { Gate::Own };
+            let dz = self.norm_gradient(saved, i, (dy, gate), &mut gradients)?;
+            match i.checked_sub(1).map(|before| &saved[before]) {
+                Some((z, norm)) => self.weight_gradient(i, g, &norm.apply(z, true), &dz, &mut gradients)?,
+                None => self.weight_gradient(i, g, x, &dz, &mut gradients)?,
+            }
+            dy = if i > 0 || wants_dx { self.input_gradient(i, g, &dz)? } else { Vec::new() };
+        }
+        if wants_dx {
+            if let Some(shortcut) = dx.take() {
+                add(&mut dy, &shortcut);
+            }
+            gradients[0] = gradient(dy, &self.inputs[0])?;
+        }
+        Ok(gradients)
+    }
+
+    /// Back through the batch norm of layer `i`.
+    fn norm_gradient(
+        &self,
+        saved: &Saved<T>,
+        i: usize,
+        (dy, gate): (Vec<T>, Gate<'_, T>),
+        gradients: &mut Gradients,
+    ) -> Result<Vec<T>> {
+        let (z, norm) = &saved[i];
+        let (dz, d_weight, d_bias) = norm.gradients(z, dy, gate);
+        for (place, data) in [(2 + 3 * i, d_weight), (3 + 3 * i, d_bias)] {
+            gradients[place] = gradient(data, &self.inputs[place])?;
+        }
+        Ok(dz)
+    }
+
+    fn weight_gradient(
+        &self,
+        i: usize,
+        g: &Geometry,
+        x: &[T],
+        dz: &[T],
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let weight = &self.inputs[1 + 3 * i];
+        if weight.track_op() {
+            gradients[1 + 3 * i] = gradient(weight_gradient(g, x, dz), weight)?;
+        }
+        Ok(())
+    }
+
+    fn input_gradient(&self, i: usize, g: &Geometry, dz: &[T]) -> Result<Vec<T>> {
+        Ok(input_gradient(g, reader(&self.inputs[1 + 3 * i]).slice::<T>()?, dz))
+    }
+}
+
+/// Elements that one task handles.
+const BLOCK: usize = 1 << 14;
+
+/// `dy` where the output `y` of a ReLU is positive.
+fn masked<T: Element>(dy: &[T], y: &[T]) -> Vec<T> {
+    let mut dx = vec![T::ZERO; dy.len()];
+    dx.par_chunks_mut(BLOCK).zip(dy.par_chunks(BLOCK)).zip(y.par_chunks(BLOCK)).for_each(|((dx, dy), y)| {
+        for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
+            *dx = if *y > T::ZERO { *dy } else { T::ZERO };
+        }
+    });
+    dx
+}
+
+/// `x += y`.
+fn add<T: Element>(x: &mut [T], y: &[T]) {
+    x.par_chunks_mut(BLOCK).zip(y.par_chunks(BLOCK)).for_each(|(x, y)| {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
+    });
+}
