@@ -118,7 +118,7 @@ impl BatchNorm {
         let inputs = [x.clone(), self.weight.clone(), self.bias.clone()];
         node("batch norm", &[x, &self.weight, &self.bias], (y, x.shape()), move |_, dy| {
             let gate = if relu { Gate::Own } else { Gate::Open };
-            let (dx, dw, db) = norm.gradients(&images(&inputs[0])?, images(dy)?, gate);
+            let (dx, dw, db) = norm.gradients(&images(&inputs[0])?, &images(dy)?, gate);
             let dx = to_channels_first(&dx, channels, space);
             [dx, dw, db].into_iter().zip(&inputs).map(|(data, like)| gradient(data, like)).collect()
         })

@@ -81,6 +81,34 @@ pub(crate) struct ChannelNorm<T> {
     train: bool,
 }
 
+/// Channels that are worked on together: their parameters and sums stay in registers.
+const LANES: usize = 16;
+
+/// Starts and ends of the blocks of `channels`.
+fn blocks(channels: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..channels).step_by(LANES).map(move |start| (start, channels.min(start + LANES)))
+}
+
+/// Up to `LANES` elements, filled up with zeros.
+#[inline(always)]
+fn load<T: Element>(x: &[T]) -> [T; LANES] {
+    match x.first_chunk() {
+        Some(lanes) => *lanes,
+        None => {
+            let mut lanes = [T::ZERO; LANES];
+            lanes[..x.len()].copy_from_slice(x);
+            lanes
+        }
+    }
+}
+
+/// The parameters of a block of channels.
+struct Block<T> {
+    mean: [T; LANES],
+    scale: [T; LANES],
+    shift: [T; LANES],
+}
+
 /// What decides where a ReLU lets a gradient through.
 #[derive(Clone, Copy)]
 pub(crate) enum Gate<'a, T> {
@@ -108,25 +136,40 @@ impl<T: Element> ChannelNorm<T> {
         self.mean.len()
     }
 
-    /// The normalised value of channel `c`.
     #[inline(always)]
-    fn at(&self, z: T, c: usize) -> T {
-        (z - self.mean[c]) * self.scale[c] + self.shift[c]
+    fn block(&self, start: usize, end: usize) -> Block<T> {
+        let [mean, scale, shift] = [&self.mean, &self.scale, &self.shift].map(|v| load(&v[start..end]));
+        Block { mean, scale, shift }
+    }
+
+    /// The normalised value of a channel.
+    fn normalise(&self) -> impl Fn(usize, T) -> T + Sync + '_ {
+        let n = self.channels();
+        let (mean, scale, shift) = (&self.mean[..n], &self.scale[..n], &self.shift[..n]);
+        #[inline(always)]
+        move |c, z| (z - mean[c]) * scale[c] + shift[c]
     }
 
     /// `y = norm(z)`, perhaps rectified.
     pub(crate) fn apply(&self, z: &[T], relu: bool) -> Vec<T> {
-        self.map(z, z, |c, z, _| if relu { rectify(self.at(z, c)) } else { self.at(z, c) })
+        let norm = self.normalise();
+        if relu {
+            self.map(z, z, |c, z, _| rectify(norm(c, z)))
+        } else {
+            self.map(z, z, |c, z, _| norm(c, z))
+        }
     }
 
     /// `relu(norm(z) + x)`.
     pub(crate) fn add_relu(&self, z: &[T], x: &[T]) -> Vec<T> {
-        self.map(z, x, |c, z, x| rectify(self.at(z, c) + x))
+        let norm = self.normalise();
+        self.map(z, x, |c, z, x| rectify(norm(c, z) + x))
     }
 
     /// `relu(norm(z) + other(x))`.
     pub(crate) fn add_norm_relu(&self, z: &[T], other: &Self, x: &[T]) -> Vec<T> {
-        self.map(z, x, |c, z, x| rectify(self.at(z, c) + other.at(x, c)))
+        let (norm, other) = (self.normalise(), other.normalise());
+        self.map(z, x, |c, z, x| rectify(norm(c, z) + other(c, x)))
     }
 
     /// `y[i] = f(channel, z[i], x[i])`.
@@ -135,9 +178,9 @@ impl<T: Element> ChannelNorm<T> {
         let mut y = vec![T::ZERO; z.len()];
         y.par_chunks_mut(chunk).zip(z.par_chunks(chunk)).zip(x.par_chunks(chunk)).for_each(|((y, z), x)| {
             wide(|| {
-                let rows =
-                    y.chunks_exact_mut(channels).zip(z.chunks_exact(channels)).zip(x.chunks_exact(channels));
-                for ((y, z), x) in rows {
+                let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
+                for (y, (z, x)) in y.chunks_exact_mut(channels).zip(rows) {
+                    let (y, z, x) = (&mut y[..channels], &z[..channels], &x[..channels]);
                     for c in 0..channels {
                         y[c] = f(c, z[c], x[c]);
                     }
@@ -150,50 +193,67 @@ impl<T: Element> ChannelNorm<T> {
     /// The gradients of the input, the weight and the bias.
     ///
     /// `dy` is the gradient of the output, behind the ReLU if there is one.
-    pub(crate) fn gradients(&self, z: &[T], mut dy: Vec<T>, gate: Gate<'_, T>) -> (Vec<T>, Vec<T>, Vec<T>) {
-        let sums = self.sums(z, &dy, gate);
+    pub(crate) fn gradients(&self, z: &[T], dy: &[T], gate: Gate<'_, T>) -> (Vec<T>, Vec<T>, Vec<T>) {
+        match gate {
+            Gate::Open => self.gradients_where(z, dy, z, |_, _| true),
+            Gate::Own => self.gradients_where(z, dy, z, |normalised, _| normalised > T::ZERO),
+            Gate::Output(y) => self.gradients_where(z, dy, y, |_, y| y > T::ZERO),
+        }
+    }
+
+    /// [`Self::gradients`] of what `passes(normalised, y)`.
+    fn gradients_where(
+        &self,
+        z: &[T],
+        dy: &[T],
+        y: &[T],
+        passes: impl Fn(T, T) -> bool + Sync,
+    ) -> (Vec<T>, Vec<T>, Vec<T>) {
+        let sums = self.sums(z, dy, y, &passes);
         let rows = (z.len() / self.channels().max(1)) as f64;
         // Without batch statistics the mean and the variance are constants and carry no gradient.
         let share = if self.train { 1.0 / rows } else { 0.0 };
         let mean_dy: Vec<T> = sums.iter().map(|(dy, _)| T::from_f64(dy * share)).collect();
-        let slope: Vec<T> = sums
-            .iter()
-            .zip(&self.inverse_std)
-            .map(|((_, centred), i)| T::from_f64(i * i * centred * share))
-            .collect();
-        let dx = |c: usize, z: T, dy: T| self.scale[c] * (dy - mean_dy[c] - (z - self.mean[c]) * slope[c]);
-        self.update(&mut dy, z, gate, dx);
+        let slopes = sums.iter().zip(&self.inverse_std).map(|((_, s), i)| T::from_f64(i * i * s * share));
+        let dx = self.input_gradient(z, dy, y, &passes, (&mean_dy, &slopes.collect::<Vec<T>>()));
         let d_weight = sums.iter().zip(&self.inverse_std).map(|((_, centred), i)| T::from_f64(centred * i));
         let d_bias = sums.iter().map(|(dy, _)| T::from_f64(*dy));
-        (dy, d_weight.collect(), d_bias.collect())
+        (dx, d_weight.collect(), d_bias.collect())
     }
 
-    /// For each channel `Σ dy` and `Σ dy · (z − mean)` over what passes the gate.
-    fn sums(&self, z: &[T], dy: &[T], gate: Gate<'_, T>) -> Vec<(f64, f64)> {
-        let (channels, chunk) = (self.channels(), chunk(self.channels()));
+    /// For each channel `Σ dy` and `Σ dy · (z − mean)` over what passes.
+    fn sums(&self, z: &[T], dy: &[T], y: &[T], passes: &(impl Fn(T, T) -> bool + Sync)) -> Vec<(f64, f64)> {
+        let (n, chunk) = (self.channels(), chunk(self.channels()));
         let parts: Vec<_> = z
             .par_chunks(chunk)
             .zip(dy.par_chunks(chunk))
-            .enumerate()
-            .map(|(i, (z, dy))| {
-                let mut sums = (vec![T::ZERO; channels], vec![T::ZERO; channels]);
-                let y = gate.part(i * chunk, z);
+            .zip(y.par_chunks(chunk))
+            .map(|((z, dy), y)| {
+                let (mut first, mut second) = (vec![T::ZERO; n], vec![T::ZERO; n]);
                 wide(|| {
-                    let rows =
-                        z.chunks_exact(channels).zip(dy.chunks_exact(channels)).zip(y.chunks_exact(channels));
-                    let (first, second) = (&mut sums.0[..channels], &mut sums.1[..channels]);
-                    for ((z, dy), y) in rows {
-                        for c in 0..channels {
-                            let dy = self.gated(gate, c, z[c], y[c], dy[c]);
-                            first[c] += dy;
-                            second[c] += dy * (z[c] - self.mean[c]);
+                    for (start, end) in blocks(n) {
+                        let norm = self.block(start, end);
+                        let (mut a, mut b) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+                        let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
+                        for ((z, dy), y) in rows {
+                            let (z, dy, y) =
+                                (load(&z[start..end]), load(&dy[start..end]), load(&y[start..end]));
+                            for c in 0..LANES {
+                                let centred = z[c] - norm.mean[c];
+                                let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
+                                let dy = if open { dy[c] } else { T::ZERO };
+                                a[c] += dy;
+                                b[c] += dy * centred;
+                            }
                         }
+                        first[start..end].copy_from_slice(&a[..end - start]);
+                        second[start..end].copy_from_slice(&b[..end - start]);
                     }
                 });
-                sums
+                (first, second)
             })
             .collect();
-        let mut total = vec![(0.0, 0.0); channels];
+        let mut total = vec![(0.0, 0.0); n];
         for (first, second) in parts {
             for (total, (first, second)) in total.iter_mut().zip(first.iter().zip(&second)) {
                 total.0 += first.to_f64();
@@ -203,44 +263,43 @@ impl<T: Element> ChannelNorm<T> {
         total
     }
 
-    /// `dy[i] = f(channel, z[i], dy[i])`, with 0 for the `dy` that the gate stops.
-    fn update(&self, dy: &mut [T], z: &[T], gate: Gate<'_, T>, f: impl Fn(usize, T, T) -> T + Sync) {
-        let (channels, chunk) = (self.channels(), chunk(self.channels()));
-        dy.par_chunks_mut(chunk).zip(z.par_chunks(chunk)).enumerate().for_each(|(i, (dy, z))| {
-            let y = gate.part(i * chunk, z);
-            wide(|| {
-                let rows =
-                    dy.chunks_exact_mut(channels).zip(z.chunks_exact(channels)).zip(y.chunks_exact(channels));
-                for ((dy, z), y) in rows {
-                    for c in 0..channels {
-                        dy[c] = f(c, z[c], self.gated(gate, c, z[c], y[c], dy[c]));
+    /// `scale · (dy − mean_dy − (z − mean) · slope)`, with 0 for the `dy` that do not pass.
+    fn input_gradient(
+        &self,
+        z: &[T],
+        dy: &[T],
+        y: &[T],
+        passes: &(impl Fn(T, T) -> bool + Sync),
+        (mean_dy, slope): (&[T], &[T]),
+    ) -> Vec<T> {
+        let (n, chunk) = (self.channels(), chunk(self.channels()));
+        let mut dx = vec![T::ZERO; dy.len()];
+        dx.par_chunks_mut(chunk)
+            .zip(z.par_chunks(chunk))
+            .zip(dy.par_chunks(chunk))
+            .zip(y.par_chunks(chunk))
+            .for_each(|(((dx, z), dy), y)| {
+                wide(|| {
+                    for (start, end) in blocks(n) {
+                        let norm = self.block(start, end);
+                        let (mean_dy, slope) = (load(&mean_dy[start..end]), load(&slope[start..end]));
+                        let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
+                        for (dx, ((z, dy), y)) in dx.chunks_exact_mut(n).zip(rows) {
+                            let (z, dy, y) =
+                                (load(&z[start..end]), load(&dy[start..end]), load(&y[start..end]));
+                            let mut out = [T::ZERO; LANES];
+                            for c in 0..LANES {
+                                let centred = z[c] - norm.mean[c];
+                                let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
+                                let dy = if open { dy[c] } else { T::ZERO };
+                                out[c] = norm.scale[c] * (dy - mean_dy[c] - centred * slope[c]);
+                            }
+                            dx[start..end].copy_from_slice(&out[..end - start]);
+                        }
                     }
-                }
+                });
             });
-        });
-    }
-
-    #[inline(always)]
-    fn gated(&self, gate: Gate<'_, T>, c: usize, z: T, y: T, dy: T) -> T {
-        let passes = match gate {
-            Gate::Open => true,
-            Gate::Own => self.at(z, c) > T::ZERO,
-            Gate::Output(_) => y > T::ZERO,
-        };
-        if passes { dy } else { T::ZERO }
-    }
-}
-
-impl<'a, T> Gate<'a, T> {
-    /// The output beside `z`, which starts at `start`; any slice of that length if the gate looks at none.
-    fn part<'b>(&self, start: usize, z: &'b [T]) -> &'b [T]
-    where
-        'a: 'b,
-    {
-        match self {
-            Gate::Output(y) => &y[start..start + z.len()],
-            Gate::Open | Gate::Own => z,
-        }
+        dx
     }
 }
 

@@ -184,28 +184,29 @@ impl<T: Element> Chain<T> {
         let mut dx = match (&self.projection, self.identity) {
             (Some(g), _) => {
                 let i = self.branch.len();
-                let dz = self.norm_gradient(saved, i, (dy.to_vec(), Gate::Output(y)), &mut gradients)?;
+                let dz = self.norm_gradient(saved, i, (dy, Gate::Output(y)), &mut gradients)?;
                 self.weight_gradient(i, g, x, &dz, &mut gradients)?;
                 wants_dx.then(|| self.input_gradient(i, g, &dz)).transpose()?
             }
             (None, true) if wants_dx => Some(masked(dy, y)),
             _ => None,
         };
-        let mut dy = dy.to_vec();
+        let mut below = Vec::new();
         for (i, g) in self.branch.iter().enumerate().rev() {
-            let gate = if i + 1 == self.branch.len() { Gate::Output(y) } else { Gate::Own };
-            let dz = self.norm_gradient(saved, i, (dy, gate), &mut gradients)?;
+            let last = i + 1 == self.branch.len();
+            let from = if last { (dy, Gate::Output(y)) } else { (&below[..], Gate::Own) };
+            let dz = self.norm_gradient(saved, i, from, &mut gradients)?;
             match i.checked_sub(1).map(|before| &saved[before]) {
                 Some((z, norm)) => self.weight_gradient(i, g, &norm.apply(z, true), &dz, &mut gradients)?,
                 None => self.weight_gradient(i, g, x, &dz, &mut gradients)?,
             }
-            dy = if i > 0 || wants_dx { self.input_gradient(i, g, &dz)? } else { Vec::new() };
+            below = if i > 0 || wants_dx { self.input_gradient(i, g, &dz)? } else { Vec::new() };
         }
         if wants_dx {
             if let Some(shortcut) = dx.take() {
-                add(&mut dy, &shortcut);
+                add(&mut below, &shortcut);
             }
-            gradients[0] = gradient(dy, &self.inputs[0])?;
+            gradients[0] = gradient(below, &self.inputs[0])?;
         }
         Ok(gradients)
     }
@@ -215,7 +216,7 @@ impl<T: Element> Chain<T> {
         &self,
         saved: &Saved<T>,
         i: usize,
-        (dy, gate): (Vec<T>, Gate<'_, T>),
+        (dy, gate): (&[T], Gate<'_, T>),
         gradients: &mut Gradients,
     ) -> Result<Vec<T>> {
         let (z, norm) = &saved[i];
