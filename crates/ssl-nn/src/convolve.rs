@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::geometry::Geometry;
 use crate::kernel::{ISA, Left, Right, Run, multiply};
 use crate::storage::Element;
+use crate::winograd;
 
 /// The kernel as the right operand of a multiplication: one packed matrix `K × C_out` for each group.
 pub(crate) struct Packed<T> {
@@ -62,6 +63,13 @@ impl<T: Element> Packed<T> {
 
 /// `y = conv(x, weight)`; `weight` in PyTorch's order.
 pub(crate) fn forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
+    if winograd::serves(g) {
+        return winograd::convolve(g, x, |c, o, tap| weight[(o * g.c_in + c) * 9 + tap]);
+    }
+    direct_forward(g, x, weight)
+}
+
+pub(crate) fn direct_forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
     let packed = Packed::new(g.groups(), g.k(), g.c_out_group(), |group, k, o| {
         let (tap, c) = (k / g.c_in_group(), k % g.c_in_group());
         weight[((group * g.c_out_group() + o) * g.c_in_group() + c) * g.taps() + tap]
@@ -74,6 +82,9 @@ pub(crate) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -
     let at = |group: usize, tap: usize, c: usize, o: usize| {
         weight[((group * g.c_out_group() + o) * g.c_in_group() + c) * g.taps() + tap]
     };
+    if let Some(transposed) = g.transposed().filter(winograd::serves) {
+        return winograd::convolve(&transposed, dy, |o, c, tap| weight[(o * g.c_in + c) * 9 + 8 - tap]);
+    }
     if let Some(transposed) = g.transposed() {
         // The kernel turned by 180 degrees with its channels exchanged.
         let packed = Packed::new(g.groups(), transposed.k(), g.c_in_group(), |group, k, c| {
@@ -116,6 +127,13 @@ pub(crate) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -
 
 /// The gradient of the weight, in PyTorch's order.
 pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
+    if winograd::serves(g) && !x.is_empty() && !dy.is_empty() {
+        return outputs_first(&winograd::weight_gradient(g, x, dy), (g.c_in, g.c_out, 9));
+    }
+    direct_weight_gradient(g, x, dy)
+}
+
+pub(crate) fn direct_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
     let (k, n) = (g.k(), g.c_out_group());
     let size = g.groups() * k * n;
     if x.is_empty() || dy.is_empty() {
@@ -140,14 +158,30 @@ pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Ve
             dw
         })
         .collect();
-    let mut sums = sums.into_iter();
-    let mut dw = sums.next().unwrap_or_default();
-    for sum in sums {
-        dw.par_chunks_mut(1 << 14).zip(sum.par_chunks(1 << 14)).for_each(|(dw, sum)| {
-            dw.iter_mut().zip(sum).for_each(|(dw, sum)| *dw += *sum);
+    from_taps_first(g, &sum_in_order(sums))
+}
+
+/// The sum of some equally long arrays, in their order.
+pub(crate) fn sum_in_order<T: Element>(arrays: Vec<Vec<T>>) -> Vec<T> {
+    let mut arrays = arrays.into_iter();
+    let mut sum = arrays.next().unwrap_or_default();
+    for array in arrays {
+        sum.par_chunks_mut(1 << 14).zip(array.par_chunks(1 << 14)).for_each(|(sum, array)| {
+            sum.iter_mut().zip(array).for_each(|(sum, v)| *sum += *v);
         });
     }
-    from_taps_first(g, &dw)
+    sum
+}
+
+/// `(C_in, C_out, taps)` to `(C_out, C_in, taps)`.
+fn outputs_first<T: Element>(dw: &[T], (c_in, c_out, taps): (usize, usize, usize)) -> Vec<T> {
+    let mut out = vec![T::ZERO; dw.len()];
+    out.par_chunks_mut(c_in * taps).enumerate().for_each(|(o, out)| {
+        for (c, out) in out.chunks_exact_mut(taps).enumerate() {
+            out.copy_from_slice(&dw[(c * c_out + o) * taps..][..taps]);
+        }
+    });
+    out
 }
 
 /// Parts of the batch that a gradient of `size` elements is summed over separately: enough for several threads, few

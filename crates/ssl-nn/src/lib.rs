@@ -40,6 +40,7 @@ mod pool;
 mod residual;
 mod rng;
 mod storage;
+mod winograd;
 
 pub use activation::{add_relu, relu};
 pub use batch_norm::{Affine, BatchNorm, BatchNormConfig};
