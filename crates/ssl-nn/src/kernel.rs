@@ -295,13 +295,19 @@ impl<T: Element> Vector<T> for [T; PORTABLE_LANES] {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        std::array::from_fn(|i| self[i] + other[i])
+    unsafe fn add(mut self, other: Self) -> Self {
+        for i in 0..PORTABLE_LANES {
+            self[i] += other[i];
+        }
+        self
     }
 
     #[inline(always)]
-    unsafe fn mul_add(self, factor: Self, summand: Self) -> Self {
-        std::array::from_fn(|i| self[i] * factor[i] + summand[i])
+    unsafe fn mul_add(self, factor: Self, mut summand: Self) -> Self {
+        for i in 0..PORTABLE_LANES {
+            summand[i] += self[i] * factor[i];
+        }
+        summand
     }
 }
 

@@ -212,16 +212,17 @@ impl Band {
             });
             for start in (0..c_in).step_by(LANES) {
                 let end = c_in.min(start + LANES);
-                let d: [Lanes<T>; POINTS] = std::array::from_fn(|i| {
-                    pixels[i].map_or([T::ZERO; LANES], |pixel| load(&pixel[start..end]))
-                });
-                let line = |a: Lanes<T>, b: Lanes<T>, c: Lanes<T>, d: Lanes<T>| {
-                    [sub(a, c), add(b, c), sub(c, b), sub(b, d)]
-                };
-                let rows: [[Lanes<T>; 4]; 4] =
-                    std::array::from_fn(|i| line(d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]));
+                let mut rows = [[[T::ZERO; LANES]; 4]; 4];
+                for (row, pixels) in rows.iter_mut().zip(pixels.chunks_exact(4)) {
+                    for (d, pixel) in row.iter_mut().zip(pixels) {
+                        if let Some(pixel) = pixel {
+                            *d = load(&pixel[start..end]);
+                        }
+                    }
+                    *row = input_line(row[0], row[1], row[2], row[3]);
+                }
                 for j in 0..4 {
-                    let column = line(rows[0][j], rows[1][j], rows[2][j], rows[3][j]);
+                    let column = input_line(rows[0][j], rows[1][j], rows[2][j], rows[3][j]);
                     for (i, value) in column.iter().enumerate() {
                         let at = (4 * i + j) * plane + t * c_in;
                         store(&mut v[at + start..at + end], value);
@@ -239,14 +240,17 @@ impl Band {
             let image = &mut y[image * g.output_len()..][..g.output_len()];
             for start in (0..c_out).step_by(LANES) {
                 let end = c_out.min(start + LANES);
-                let at = |i: usize| load(&m[i * plane + t * c_out + start..i * plane + t * c_out + end]);
-                let line = |a: Lanes<T>, b: Lanes<T>, c: Lanes<T>, d: Lanes<T>| {
-                    [add(add(a, b), c), sub(sub(b, c), d)]
-                };
-                let rows: [[Lanes<T>; 2]; 4] =
-                    std::array::from_fn(|i| line(at(4 * i), at(4 * i + 1), at(4 * i + 2), at(4 * i + 3)));
+                let mut rows = [[[T::ZERO; LANES]; 2]; 4];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let mut m_row = [[T::ZERO; LANES]; 4];
+                    for (j, lanes) in m_row.iter_mut().enumerate() {
+                        let at = (4 * i + j) * plane + t * c_out;
+                        *lanes = load(&m[at + start..at + end]);
+                    }
+                    *row = output_line(m_row[0], m_row[1], m_row[2], m_row[3]);
+                }
                 for j in 0..2 {
-                    let column = line(rows[0][j], rows[1][j], rows[2][j], rows[3][j]);
+                    let column = output_line(rows[0][j], rows[1][j], rows[2][j], rows[3][j]);
                     for (i, value) in column.iter().enumerate() {
                         let (oy, ox) = (2 * ty + i, 2 * tx + j);
                         if oy < g.out_h && ox < g.out_w {
@@ -267,18 +271,20 @@ impl Band {
             let image = &dy[image * g.output_len()..][..g.output_len()];
             for start in (0..c_out).step_by(LANES) {
                 let end = c_out.min(start + LANES);
-                let at = |i: usize, j: usize| {
-                    let (oy, ox) = (2 * ty + i, 2 * tx + j);
-                    if oy >= g.out_h || ox >= g.out_w {
-                        return [T::ZERO; LANES];
+                let mut rows = [[[T::ZERO; LANES]; 4]; 2];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let mut dy = [[T::ZERO; LANES]; 2];
+                    for (j, lanes) in dy.iter_mut().enumerate() {
+                        let (oy, ox) = (2 * ty + i, 2 * tx + j);
+                        if oy < g.out_h && ox < g.out_w {
+                            let at = (oy * g.out_w + ox) * c_out;
+                            *lanes = load(&image[at + start..at + end]);
+                        }
                     }
-                    let at = (oy * g.out_w + ox) * c_out;
-                    load(&image[at + start..at + end])
-                };
-                let line = |a: Lanes<T>, b: Lanes<T>| [a, add(a, b), sub(a, b), sub([T::ZERO; LANES], b)];
-                let rows: [[Lanes<T>; 4]; 2] = std::array::from_fn(|i| line(at(i, 0), at(i, 1)));
+                    *row = gradient_line(dy[0], dy[1]);
+                }
                 for j in 0..4 {
-                    let column = line(rows[0][j], rows[1][j]);
+                    let column = gradient_line(rows[0][j], rows[1][j]);
                     for (i, value) in column.iter().enumerate() {
                         let at = (4 * i + j) * plane + t * c_out;
                         store(&mut d[at + start..at + end], value);
@@ -309,14 +315,38 @@ fn store<T: Element>(to: &mut [T], lanes: &Lanes<T>) {
     }
 }
 
+/// `Bᵀ d` of one line.
 #[inline(always)]
-fn add<T: Element>(a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
-    std::array::from_fn(|i| a[i] + b[i])
+fn input_line<T: Element>(a: Lanes<T>, b: Lanes<T>, c: Lanes<T>, d: Lanes<T>) -> [Lanes<T>; 4] {
+    [sub(a, c), add(b, c), sub(c, b), sub(b, d)]
+}
+
+/// `Aᵀ m` of one line.
+#[inline(always)]
+fn output_line<T: Element>(a: Lanes<T>, b: Lanes<T>, c: Lanes<T>, d: Lanes<T>) -> [Lanes<T>; 2] {
+    [add(add(a, b), c), sub(sub(b, c), d)]
+}
+
+/// `A dy` of one line.
+#[inline(always)]
+fn gradient_line<T: Element>(a: Lanes<T>, b: Lanes<T>) -> [Lanes<T>; 4] {
+    [a, add(a, b), sub(a, b), sub([T::ZERO; LANES], b)]
 }
 
 #[inline(always)]
-fn sub<T: Element>(a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
-    std::array::from_fn(|i| a[i] - b[i])
+fn add<T: Element>(mut a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
+    for i in 0..LANES {
+        a[i] += b[i];
+    }
+    a
+}
+
+#[inline(always)]
+fn sub<T: Element>(mut a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
+    for i in 0..LANES {
+        a[i] = a[i] - b[i];
+    }
+    a
 }
 
 #[cfg(test)]
