@@ -34,4 +34,4 @@ pub use recipe::{AugmentConfig, CheckpointConfig, DataConfig, EvalConfig, Recipe
 pub use run_folder::RunFolder;
 pub use sampler::Sampler;
 pub use schedule::{Schedule, ScheduleConfig};
-pub use session::{Outcome, Session};
+pub use session::{Outcome, Session, peak_rss_bytes};
