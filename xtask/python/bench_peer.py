@@ -77,6 +77,14 @@ def simclr_step(network, size, batch):
     return timed(2, 3, step)
 
 
+def adamw_resnet18():
+    backbone, _ = resnet18_cifar()
+    for p in backbone.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-3, weight_decay=0.01)
+    return timed(3, 10, optimizer.step)
+
+
 # augment.rs
 
 
@@ -191,6 +199,7 @@ CASES = {
     "resnet50-224/simclr/b4": lambda: simclr_step(resnet50, 224, 4),
     "vit-tiny-p4-32/simclr/b64": lambda: simclr_step(lambda: vit("vit_tiny_patch16_224", 32, 4), 32, 64),
     "vit-small-p8-96/simclr/b8": lambda: simclr_step(lambda: vit("vit_small_patch16_224", 96, 8), 96, 8),
+    "adamw/resnet18-cifar-32": adamw_resnet18,
     "augment/simclr-32": augment_32,
     "augment/simclr-224-jpeg": augment_224_jpeg,
     "knn/60000x10000x512": lambda: knn(60_000, 10_000, 512),

@@ -25,6 +25,7 @@
 mod activation;
 mod batch_norm;
 mod conv2d;
+mod ema;
 mod init;
 mod linear;
 mod matrix;
@@ -37,6 +38,7 @@ mod storage;
 pub use activation::{add_relu, relu};
 pub use batch_norm::{Affine, BatchNorm, BatchNormConfig};
 pub use conv2d::{Conv2d, Conv2dConfig, conv2d};
+pub use ema::ema_update;
 pub use init::{Fan, Init};
 pub use linear::{Linear, LinearConfig};
 pub use mlp::{Mlp, MlpConfig};

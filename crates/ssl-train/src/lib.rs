@@ -4,6 +4,7 @@
 //! step and resumed to the same bits; [`Observer`]s look on. [`evaluate`] judges the encoder against its baselines.
 
 mod checkpoint;
+mod chunks;
 mod error;
 mod evaluate;
 mod export;

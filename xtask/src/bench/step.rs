@@ -1,7 +1,7 @@
 //! Whole training steps of SimCLR: two views of a batch in one forward pass, NT-Xent, backward pass, AdamW.
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use ssl_vision::augment::random::uniform;
 use ssl_vision::backbones::{BackboneConfig, Stem};
 use ssl_vision::methods::{Batch, MethodConfig, StepContext};
@@ -42,7 +42,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(Suite::Step, step.id, Unit::Images(step.batch as f64), || step.timing())
     };
     let roof = Case::new(Suite::Step, "gemm-roof", Unit::Flop(resnet18_flop()), share_of_roof);
-    STEPS.iter().map(step).chain([Case { has_peer: false, ..roof }]).collect()
+    let adamw = Case::new(Suite::Step, "adamw/resnet18-cifar-32", Unit::Call, adamw_resnet18);
+    STEPS.iter().map(step).chain([adamw, Case { has_peer: false, ..roof }]).collect()
 }
 
 fn resnet(name: &str, stem: Stem) -> candle_core::Result<BackboneConfig> {
@@ -67,6 +68,18 @@ impl Step {
             Ok(optimizer.step(&gradients, 1e-3)?)
         })
     }
+}
+
+/// The update of a ResNet-18's 11.2 million parameters alone.
+fn adamw_resnet18() -> Result<Timing> {
+    let params = Params::new(0, DType::F32, &Device::Cpu);
+    (STEPS[0].backbone)()?.build(&params.root())?;
+    let trainable = params.trainable();
+    let gradient = |(name, var): &(String, Var)| Ok((name.clone(), noise(0, var.shape())?));
+    let gradients = Gradients::new(trainable.iter().map(gradient).collect::<Result<_>>()?);
+    let adamw = OptimizerConfig::named("adamw").context("adamw")?;
+    let mut optimizer = Optimizer::new(&adamw, &trainable)?;
+    time(3, 10, || Ok(optimizer.step(&gradients, 1e-3)?))
 }
 
 /// The first step beside the time that its convolutions would take at the rate of a large matrix multiplication.
