@@ -19,7 +19,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn predict() -> Result<Timing> {
     let (bank, queries) = (features(0, BANK)?, features(1, QUERIES)?);
     let config = KnnConfig { k: 20, ..KnnConfig::default() };
-    time(1, 1, || Ok(drop(knn_predict(&bank, &queries, CLASSES, &config)?)))
+    time(1, 1, || Ok(knn_predict(&bank, &queries, CLASSES, &config)?))
 }
 
 fn features(seed: u64, rows: usize) -> Result<Features> {

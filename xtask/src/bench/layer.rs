@@ -93,11 +93,13 @@ impl Conv {
     }
 }
 
+type Forward = dyn Fn(&Tensor) -> candle_core::Result<Tensor>;
+
 /// A layer and its input.
 struct Layer {
     x: Tensor,
     input_gradient: bool,
-    forward: Box<dyn Fn(&Tensor) -> candle_core::Result<Tensor>>,
+    forward: Box<Forward>,
 }
 
 fn layer(x: Tensor, forward: impl Fn(&Tensor) -> candle_core::Result<Tensor> + 'static) -> Layer {
@@ -121,12 +123,12 @@ fn pair(id: &str, flop: Option<f64>, build: impl Fn() -> Result<Layer> + Clone +
 impl Layer {
     fn time_forward(&self) -> Result<Timing> {
         let x = self.input()?;
-        time(3, 5, || Ok(drop((self.forward)(&x)?)))
+        time(3, 5, || Ok((self.forward)(&x)?))
     }
 
     fn time_both(&self) -> Result<Timing> {
         let x = self.input()?;
-        time(3, 5, || Ok(drop((self.forward)(&x)?.sum_all()?.backward()?)))
+        time(3, 5, || Ok((self.forward)(&x)?.sum_all()?.backward()?))
     }
 
     fn input(&self) -> Result<Tensor> {

@@ -82,7 +82,7 @@ impl Sample {
 }
 
 /// Calls `work` to warm up, then at least `calls` times and for a second; the median time of a call.
-pub(super) fn time(warm_up: usize, calls: usize, mut work: impl FnMut() -> Result<()>) -> Result<Timing> {
+pub(super) fn time<T>(warm_up: usize, calls: usize, mut work: impl FnMut() -> Result<T>) -> Result<Timing> {
     for _ in 0..warm_up {
         work()?;
     }

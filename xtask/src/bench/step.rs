@@ -86,7 +86,7 @@ fn adamw_resnet18() -> Result<Timing> {
 fn share_of_roof() -> Result<Timing> {
     const N: usize = 1024;
     let (a, b) = (noise(0, (N, N))?, noise(1, (N, N))?);
-    let gemm = time(3, 5, || Ok(drop(a.matmul(&b)?)))?;
+    let gemm = time(3, 5, || Ok(a.matmul(&b)?))?;
     let flop_per_second = 2.0 * (N as f64).powi(3) / gemm.seconds;
     let step = STEPS[0].timing()?;
     Ok(Timing { roof_seconds: Some(resnet18_flop() / flop_per_second), ..step })
