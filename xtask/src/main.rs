@@ -3,6 +3,7 @@
 // A program talks to its user and ends with an exit code; the lints against both are for the libraries.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod ci;
 mod encoder;
 mod kill;
@@ -44,6 +45,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    Bench(bench::Bench),
     Kill(kill::Kill),
     /// Run all tests: unit, integration and documentation.
     Test,
@@ -84,6 +86,7 @@ fn run() -> anyhow::Result<ExitCode> {
             let passed = parity::run(&golden, json)?;
             Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Bench(command) => command.run(),
         Command::Kill(command) => command.run(),
         Command::Test => ci::test().map(|()| ExitCode::SUCCESS),
         Command::Check => ci::check().map(|()| ExitCode::SUCCESS),

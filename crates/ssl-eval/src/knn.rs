@@ -5,15 +5,18 @@
 
 use std::cmp::Ordering;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::accuracy::{accuracy, best_class};
 use crate::{Error, Features, Result};
 
-/// A tile of similarities has this many queries and bank rows: 8 MiB, small enough to stay in a cache.
-const QUERY_TILE: usize = 512;
-const BANK_TILE: usize = 4096;
+/// A tile of similarities has this many queries and bank rows: 512 KiB, small enough for the cache of one core.
+const QUERY_TILE: usize = 128;
+const BANK_TILE: usize = 1024;
+
+/// Similarities that are looked at together.
+const BLOCK: usize = 64;
 
 /// Settings of the kNN classifier.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +62,8 @@ pub struct KnnPrediction {
 /// Classifies each query by its `k` nearest neighbours of the bank.
 ///
 /// Rows are L2-normalised and compared by cosine; of equally similar bank rows the earlier one is nearer. The labels
-/// of the queries are not read. Memory beyond the features and the result is a few MiB.
+/// of the queries are not read. Neighbours are found in `f32`; their votes have similarities computed in `f64`.
+/// Memory beyond the features and the result is a copy of the queries and a few MiB.
 ///
 /// # Errors
 /// If `k` is 0, the temperature is not above 0, the dimensions differ, or a label of the bank is not below
@@ -88,7 +92,8 @@ pub fn knn_predict(
     queries.check_dim(bank.dim())?;
     let mut classes = Vec::with_capacity(queries.rows());
     let mut scores = Vec::with_capacity(queries.rows() * num_classes);
-    for neighbours in nearest(bank, queries, config.k.min(bank.rows()))? {
+    let rows = nearest(bank, queries, config.k.min(bank.rows()))?;
+    for neighbours in similarities(bank, queries, &rows) {
         let (class, votes) = vote(&neighbours, bank.labels(), num_classes, config.temperature);
         classes.push(class);
         scores.extend(votes);
@@ -110,13 +115,14 @@ pub fn knn_accuracy(
     accuracy(&knn_predict(train, test, num_classes, config)?.classes, test.labels())
 }
 
+/// A row of the bank, with its similarity to a query as the matrix multiplication has it.
 #[derive(Clone, Copy, Debug)]
-struct Neighbour {
+struct Candidate {
     similarity: f32,
     row: usize,
 }
 
-impl Neighbour {
+impl Candidate {
     fn nearest_first(&self, other: &Self) -> Ordering {
         other.similarity.total_cmp(&self.similarity).then(self.row.cmp(&other.row))
     }
@@ -127,7 +133,7 @@ impl Neighbour {
 struct TopK {
     k: usize,
     floor: f32,
-    found: Vec<Neighbour>,
+    found: Vec<Candidate>,
 }
 
 impl TopK {
@@ -136,10 +142,19 @@ impl TopK {
     }
 
     fn extend(&mut self, first_row: usize, similarities: &[f32]) {
+        for (block, similarities) in similarities.chunks(BLOCK).enumerate() {
+            // Nearly all blocks are passed over, which takes a few vector instructions each.
+            if similarities.iter().fold(false, |any, similarity| any | (*similarity > self.floor)) {
+                self.extend_block(first_row + block * BLOCK, similarities);
+            }
+        }
+    }
+
+    fn extend_block(&mut self, first_row: usize, similarities: &[f32]) {
         for (offset, &similarity) in similarities.iter().enumerate() {
             // A row as similar as the k-th comes after it, so it never replaces it.
             if similarity > self.floor {
-                self.found.push(Neighbour { similarity, row: first_row + offset });
+                self.found.push(Candidate { similarity, row: first_row + offset });
                 if self.found.len() == 2 * self.k.max(16) {
                     self.prune();
                 }
@@ -149,61 +164,91 @@ impl TopK {
 
     fn prune(&mut self) {
         if self.found.len() > self.k {
-            let (_, kth, _) = self.found.select_nth_unstable_by(self.k - 1, Neighbour::nearest_first);
+            let (_, kth, _) = self.found.select_nth_unstable_by(self.k - 1, Candidate::nearest_first);
             self.floor = kth.similarity;
             self.found.truncate(self.k);
         }
     }
 
-    fn into_sorted(mut self) -> Vec<Neighbour> {
+    /// The rows, nearest first.
+    fn into_rows(mut self) -> Vec<usize> {
         self.prune();
-        self.found.sort_unstable_by(Neighbour::nearest_first);
-        self.found
+        self.found.sort_unstable_by(Candidate::nearest_first);
+        self.found.iter().map(|candidate| candidate.row).collect()
     }
 }
 
 /// The `k` nearest bank rows of each query, nearest first.
-fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<Neighbour>>> {
-    let (bank_size, query_count) = (bank.rows(), queries.rows());
-    let (bank, queries) = (unit_rows(bank)?, unit_rows(queries)?);
-    let mut result = Vec::with_capacity(query_count);
-    for first_query in (0..query_count).step_by(QUERY_TILE) {
-        let tile_queries = QUERY_TILE.min(query_count - first_query);
-        let queries = queries.narrow(0, first_query, tile_queries)?;
-        let mut best = vec![TopK::new(k); tile_queries];
-        for first_row in (0..bank_size).step_by(BANK_TILE) {
-            let tile_rows = BANK_TILE.min(bank_size - first_row);
-            let similarities = queries.matmul(&bank.narrow(0, first_row, tile_rows)?.t()?)?;
-            let similarities = similarities.flatten_all()?.to_vec1::<f32>()?;
-            best.par_iter_mut()
-                .zip(similarities.par_chunks_exact(tile_rows))
-                .for_each(|(best, similarities)| best.extend(first_row, similarities));
-        }
-        result.par_extend(best.into_par_iter().map(TopK::into_sorted));
+fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<usize>>> {
+    let tile = |first| unit_rows(queries, first, QUERY_TILE);
+    let query_tiles = (0..queries.rows()).step_by(QUERY_TILE).map(tile).collect::<Result<Vec<_>>>()?;
+    let mut best = vec![TopK::new(k); queries.rows()];
+    for first_row in (0..bank.rows()).step_by(BANK_TILE) {
+        let bank_tile = unit_rows(bank, first_row, BANK_TILE)?.t()?.contiguous()?; // (D, rows)
+        query_tiles.par_iter().zip(best.par_chunks_mut(QUERY_TILE)).try_for_each(|(queries, best)| {
+            let similarities = queries.matmul(&bank_tile)?; // (queries, rows)
+            let (storage, _) = similarities.storage_and_layout();
+            let Storage::Cpu(storage) = &*storage else { bail!("features are on the CPU") };
+            let rows = storage.as_slice::<f32>()?.chunks_exact(bank_tile.dim(1)?);
+            best.iter_mut().zip(rows).for_each(|(best, row)| best.extend(first_row, row));
+            Ok::<_, candle_core::Error>(())
+        })?;
     }
-    Ok(result)
+    Ok(best.into_par_iter().map(TopK::into_rows).collect())
 }
 
-/// The features as a tensor `(N, D)` of rows of length 1; a row of zeros stays one.
-fn unit_rows(features: &Features) -> Result<Tensor> {
-    let mut data = features.data().to_vec();
-    data.par_chunks_exact_mut(features.dim()).for_each(|row| {
-        let norm = row.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+/// Up to `count` rows from the row `first` on as a tensor `(rows, D)` of rows of length 1; a row of zeros stays one.
+fn unit_rows(features: &Features, first: usize, count: usize) -> Result<Tensor> {
+    let (dim, rows) = (features.dim(), count.min(features.rows() - first));
+    let mut data = features.data()[first * dim..(first + rows) * dim].to_vec();
+    data.par_chunks_exact_mut(dim).for_each(|row| {
+        let norm = dot(row, row).sqrt();
         if norm > 0.0 {
             row.iter_mut().for_each(|value| *value = (f64::from(*value) / norm) as f32);
         }
     });
-    Ok(Tensor::from_vec(data, (features.rows(), features.dim()), &Device::Cpu)?)
+    Ok(Tensor::from_vec(data, (rows, dim), &Device::Cpu)?)
 }
 
-/// The winning class and the score of each class. `neighbours` are sorted and not empty.
+/// A row of the bank with its cosine similarity to a query.
+#[derive(Clone, Copy, Debug)]
+struct Neighbour {
+    similarity: f64,
+    row: usize,
+}
+
+/// The neighbours of each query, given their rows.
+fn similarities(bank: &Features, queries: &Features, rows: &[Vec<usize>]) -> Vec<Vec<Neighbour>> {
+    let cosine = |a: &[f32], b: &[f32]| {
+        let norms = (dot(a, a) * dot(b, b)).sqrt();
+        if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
+    };
+    let neighbours = |(query, rows): (usize, &Vec<usize>)| {
+        let query = queries.row(query);
+        rows.iter().map(|&row| Neighbour { similarity: cosine(query, bank.row(row)), row }).collect()
+    };
+    rows.par_iter().enumerate().map(neighbours).collect()
+}
+
+/// `Σ aᵢ bᵢ` in `f64`, in eight partial sums.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut sums = [0f64; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    sums.iter().sum()
+}
+
+/// The winning class and the score of each class. There is at least one neighbour.
 fn vote(neighbours: &[Neighbour], labels: &[u32], num_classes: usize, temperature: f64) -> (u32, Vec<f64>) {
     // Weights relative to the nearest neighbour cannot all overflow or vanish, however low the temperature.
-    let nearest = f64::from(neighbours[0].similarity);
+    let nearest = neighbours.iter().map(|n| n.similarity).fold(f64::NEG_INFINITY, f64::max);
     let mut scores = vec![0.0; num_classes];
     for neighbour in neighbours {
         let class = labels[neighbour.row] as usize;
-        scores[class] += ((f64::from(neighbour.similarity) - nearest) / temperature).exp();
+        scores[class] += ((neighbour.similarity - nearest) / temperature).exp();
     }
     let winner = best_class(&scores);
     let scale = (nearest / temperature).exp();
@@ -218,7 +263,7 @@ mod tests {
     fn top_k(k: usize, similarities: &[f32]) -> Vec<usize> {
         let mut best = TopK::new(k);
         best.extend(0, similarities);
-        best.into_sorted().iter().map(|neighbour| neighbour.row).collect()
+        best.into_rows()
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::activation::rectify;
 use crate::kernel::wide;
+use crate::lanes::{LANES, Lanes, blocks, load, store};
 use crate::storage::Element;
 
 /// Elements of a chunk.
@@ -81,32 +82,11 @@ pub(crate) struct ChannelNorm<T> {
     train: bool,
 }
 
-/// Channels that are worked on together: their parameters and sums stay in registers.
-const LANES: usize = 16;
-
-/// Starts and ends of the blocks of `channels`.
-fn blocks(channels: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..channels).step_by(LANES).map(move |start| (start, channels.min(start + LANES)))
-}
-
-/// Up to `LANES` elements, filled up with zeros.
-#[inline(always)]
-fn load<T: Element>(x: &[T]) -> [T; LANES] {
-    match x.first_chunk() {
-        Some(lanes) => *lanes,
-        None => {
-            let mut lanes = [T::ZERO; LANES];
-            lanes[..x.len()].copy_from_slice(x);
-            lanes
-        }
-    }
-}
-
 /// The parameters of a block of channels.
 struct Block<T> {
-    mean: [T; LANES],
-    scale: [T; LANES],
-    shift: [T; LANES],
+    mean: Lanes<T>,
+    scale: Lanes<T>,
+    shift: Lanes<T>,
 }
 
 /// What decides where a ReLU lets a gradient through.
@@ -246,8 +226,8 @@ impl<T: Element> ChannelNorm<T> {
                                 b[c] += dy * centred;
                             }
                         }
-                        first[start..end].copy_from_slice(&a[..end - start]);
-                        second[start..end].copy_from_slice(&b[..end - start]);
+                        store(&mut first[start..end], &a);
+                        store(&mut second[start..end], &b);
                     }
                 });
                 (first, second)
@@ -294,7 +274,7 @@ impl<T: Element> ChannelNorm<T> {
                                 let dy = if open { dy[c] } else { T::ZERO };
                                 out[c] = norm.scale[c] * (dy - mean_dy[c] - centred * slope[c]);
                             }
-                            dx[start..end].copy_from_slice(&out[..end - start]);
+                            store(&mut dx[start..end], &out);
                         }
                     }
                 });

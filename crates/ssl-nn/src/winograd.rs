@@ -12,15 +12,11 @@ use rayon::prelude::*;
 use crate::convolve::{parts, right_rows, sum_in_order};
 use crate::geometry::Geometry;
 use crate::kernel::{ISA, Left, Right, Run, multiply, wide};
+use crate::lanes::{LANES, Lanes, blocks, load, store};
 use crate::storage::Element;
 
 /// Elements of a transformed tile.
 const POINTS: usize = 16;
-
-/// Channels that are transformed together.
-const LANES: usize = 16;
-
-type Lanes<T> = [T; LANES];
 
 /// Whether this way of computing serves the convolution and pays.
 pub(crate) fn serves(g: &Geometry) -> bool {
@@ -210,8 +206,7 @@ impl Band {
                 let x = (2 * tx + i % 4).checked_sub(g.config.padding).filter(|&x| x < g.w)?;
                 Some(&image[(y * g.w + x) * c_in..][..c_in])
             });
-            for start in (0..c_in).step_by(LANES) {
-                let end = c_in.min(start + LANES);
+            for (start, end) in blocks(c_in) {
                 let mut rows = [[[T::ZERO; LANES]; 4]; 4];
                 for (row, pixels) in rows.iter_mut().zip(pixels.chunks_exact(4)) {
                     for (d, pixel) in row.iter_mut().zip(pixels) {
@@ -238,8 +233,7 @@ impl Band {
         let (c_out, plane) = (g.c_out, self.len() * g.c_out);
         for (t, (image, ty, tx)) in self.tiles().enumerate() {
             let image = &mut y[image * g.output_len()..][..g.output_len()];
-            for start in (0..c_out).step_by(LANES) {
-                let end = c_out.min(start + LANES);
+            for (start, end) in blocks(c_out) {
                 let mut rows = [[[T::ZERO; LANES]; 2]; 4];
                 for (i, row) in rows.iter_mut().enumerate() {
                     let mut m_row = [[T::ZERO; LANES]; 4];
@@ -269,8 +263,7 @@ impl Band {
         let (c_out, plane) = (g.c_out, self.len() * g.c_out);
         for (t, (image, ty, tx)) in self.tiles().enumerate() {
             let image = &dy[image * g.output_len()..][..g.output_len()];
-            for start in (0..c_out).step_by(LANES) {
-                let end = c_out.min(start + LANES);
+            for (start, end) in blocks(c_out) {
                 let mut rows = [[[T::ZERO; LANES]; 4]; 2];
                 for (i, row) in rows.iter_mut().enumerate() {
                     let mut dy = [[T::ZERO; LANES]; 2];
@@ -292,26 +285,6 @@ impl Band {
                 }
             }
         }
-    }
-}
-
-#[inline(always)]
-fn load<T: Element>(x: &[T]) -> Lanes<T> {
-    match x.first_chunk() {
-        Some(lanes) => *lanes,
-        None => {
-            let mut lanes = [T::ZERO; LANES];
-            lanes[..x.len()].copy_from_slice(x);
-            lanes
-        }
-    }
-}
-
-#[inline(always)]
-fn store<T: Element>(to: &mut [T], lanes: &Lanes<T>) {
-    match to.first_chunk_mut() {
-        Some(full) => *full = *lanes,
-        None => to.copy_from_slice(&lanes[..to.len()]),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, Var};
+
+use crate::chunks::sum_of_squares;
 
 /// Gradients by the names of their parameters, summed over micro-batches.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +47,7 @@ impl Gradients {
     /// # Errors
     /// If a tensor operation fails.
     pub fn norm(&self) -> Result<f64> {
-        let squares = self.tensors.values().map(sum_of_squares);
+        let squares = self.tensors.values().map(squared_norm);
         Ok(squares.sum::<Result<f64>>()?.sqrt())
     }
 
@@ -84,8 +86,16 @@ pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
     Ok((tensor * 0.0)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()? == 0.0)
 }
 
-fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    tensor.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar()
+fn squared_norm(tensor: &Tensor) -> Result<f64> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
+            let values = &values[start..end];
+            Ok(sum_of_squares(values, values, |value, _| value))
+        }
+        _ => tensor.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar(),
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! step and resumed to the same bits; [`Observer`]s look on. [`evaluate`] judges the encoder against its baselines.
 
 mod checkpoint;
+mod chunks;
 mod error;
 mod evaluate;
 mod export;
@@ -34,4 +35,4 @@ pub use recipe::{AugmentConfig, CheckpointConfig, DataConfig, EvalConfig, Recipe
 pub use run_folder::RunFolder;
 pub use sampler::Sampler;
 pub use schedule::{Schedule, ScheduleConfig};
-pub use session::{Outcome, Session};
+pub use session::{Outcome, Session, peak_rss_bytes};

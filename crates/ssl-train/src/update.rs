@@ -1,5 +1,8 @@
-//! The arithmetic of the optimisers, on slices: one pass over each parameter.
+//! The arithmetic of the optimisers, on slices: one pass over each parameter, in parallel.
 
+use rayon::prelude::*;
+
+use crate::chunks::{CHUNK, sum_of_squares};
 use crate::optimizer::{AdamConfig, LarsConfig, ParamGroup, SgdConfig};
 
 /// `g ← g + λw; v ← μv + g; w ← w − lr·v`; with Nesterov `w ← w − lr·(g + μv)`.
@@ -12,11 +15,11 @@ pub(crate) fn sgd(
     slots: &mut [Vec<f32>],
 ) {
     let (lr, momentum, decay) = (lr as f32, c.momentum as f32, group.weight_decay as f32);
-    for ((w, g), v) in w.iter_mut().zip(g).zip(&mut slots[0]) {
+    each(w, g, &mut slots[0], |w, g, v| {
         let g = g + decay * *w;
         *v = momentum * *v + g;
         *w -= lr * if c.nesterov { g + momentum * *v } else { *v };
-    }
+    });
 }
 
 /// Adam (Kingma & Ba, 2015), with the decay applied to the weight (`decoupled`) or added to the gradient.
@@ -31,19 +34,25 @@ pub(crate) fn adam(
     slots: &mut [Vec<f32>],
 ) {
     let [m, v] = slots else { return };
-    let (beta1, beta2, eps) = (c.beta1 as f32, c.beta2 as f32, c.eps as f32);
+    let (beta2, eps) = (c.beta2 as f32, c.eps as f32);
+    // In f64, as PyTorch: in f32 the difference would be off by 5e-5 of itself.
+    let (take1, take2) = ((1.0 - c.beta1) as f32, (1.0 - c.beta2) as f32);
     let root_correction = (1.0 - c.beta2.powi(step as i32)).sqrt() as f32;
     let step_size = (lr / (1.0 - c.beta1.powi(step as i32))) as f32;
     let (shrink, l2) = match decoupled {
         true => ((1.0 - lr * group.weight_decay) as f32, 0.0),
         false => (1.0, group.weight_decay as f32),
     };
-    for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-        let g = g + l2 * *w;
-        *m += (1.0 - beta1) * (g - *m);
-        *v = beta2 * *v + (1.0 - beta2) * g * g;
-        *w = shrink * *w - step_size * *m / (v.sqrt() / root_correction + eps);
-    }
+    let chunks = w.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK));
+    let chunks = chunks.zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+    chunks.for_each(|(((w, g), m), v)| {
+        for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g + l2 * *w;
+            *m += take1 * (g - *m);
+            *v = beta2 * *v + take2 * g * g;
+            *w = shrink * *w - step_size * *m / (v.sqrt() / root_correction + eps);
+        }
+    });
 }
 
 /// `g ← q·(g + λw)` with the trust ratio `q = η‖w‖ / ‖g + λw‖`, then momentum.
@@ -66,22 +75,27 @@ pub(crate) fn lars(
     let momentum = c.momentum as f32;
     let (inside, outside) = if c.lr_in_momentum { (lr as f32, 1.0) } else { (1.0, lr as f32) };
     let first = step == 1;
-    for ((w, g), v) in w.iter_mut().zip(g).zip(&mut slots[0]) {
+    each(w, g, &mut slots[0], |w, g, v| {
         let g = inside * q * (g + decay * *w);
         *v = if first { g } else { momentum * *v + g };
         *w -= outside * if c.nesterov { g + momentum * *v } else { *v };
-    }
+    });
+}
+
+/// Calls `update` with each weight, its gradient and its velocity.
+fn each(w: &mut [f32], g: &[f32], v: &mut [f32], update: impl Fn(&mut f32, f32, &mut f32) + Sync) {
+    let chunks = w.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+    chunks.for_each(|((w, g), v)| w.iter_mut().zip(g).zip(v).for_each(|((w, g), v)| update(w, *g, v)));
 }
 
 /// `η‖w‖ / ‖update‖`, or `None` where a norm is 0.
 fn trust_ratio(c: &LarsConfig, weight_decay: f64, w: &[f32], g: &[f32]) -> Option<f64> {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let w_norm = norm(&mut w.iter().map(|w| f64::from(*w)));
+    let w_norm = sum_of_squares(w, w, |w, _| w).sqrt();
     let update_norm = if c.separate_norms {
-        let g_norm = norm(&mut g.iter().map(|g| f64::from(*g)));
+        let g_norm = sum_of_squares(g, g, |g, _| g).sqrt();
         if g_norm == 0.0 { 0.0 } else { g_norm + weight_decay * w_norm + c.eps }
     } else {
-        norm(&mut w.iter().zip(g).map(|(w, g)| f64::from(*g) + weight_decay * f64::from(*w)))
+        sum_of_squares(w, g, |w, g| g + weight_decay * w).sqrt()
     };
     (w_norm > 0.0 && update_norm > 0.0).then(|| c.trust_coefficient * w_norm / update_norm)
 }
@@ -103,6 +117,16 @@ mod tests {
         lars(&c, &group(true, 0.1), 2.0, 1, &mut w, &g, &mut [vec![0.0; 2]]);
         let moved: f32 = w.iter().zip(&before).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
         assert!((moved - 2.0 * 1e-3 * 5.0).abs() < 1e-6, "{moved}");
+    }
+
+    #[test]
+    fn adam_moves_every_element_alike_over_chunks() {
+        let Some(OptimizerConfig::AdamW(c)) = OptimizerConfig::named("adamw") else { panic!() };
+        let n = 2 * CHUNK + 5;
+        let (mut w, mut slots) = (vec![1f32; n], [vec![0.0; n], vec![0.0; n]]);
+        adam(&c, &group(true, 0.1), true, 0.5, 1, &mut w, &vec![2.0; n], &mut slots);
+        // 1 - lr * decay, less the first step of length lr.
+        assert!((w[0] - 0.45).abs() < 1e-6 && w.iter().all(|x| *x == w[0]), "{}", w[0]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use candle_core::{Tensor, Var};
 use serde_json::Value;
+use ssl_vision::nn::ema_update;
 use ssl_vision::train::{
     AdamConfig, Gradients, LarsConfig, Optimizer, OptimizerConfig, ParamGroup, SgdConfig,
 };
@@ -32,6 +33,9 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     if entry.case.starts_with("schedules") {
         return schedules::run(case, check);
     }
+    if entry.case == "ema" {
+        return ema(case, check);
+    }
     let Some(config) = config(entry)? else { return Ok(false) };
     let lr: f64 = entry.params.get("lr")?;
     let params = case.names_after("in.init.").into_iter();
@@ -52,6 +56,20 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     }
     for (name, trajectory) in &trajectories {
         check.tensor(&format!("out.params.{name}"), &Tensor::stack(trajectory, 0)?)?;
+    }
+    Ok(true)
+}
+
+fn ema(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
+    let (momentum, steps): (f64, usize) = (case.params.get("m")?, case.params.get("steps")?);
+    for name in case.names_after("in.ema0.") {
+        let average = Var::from_tensor(case.tensor(&format!("in.ema0.{name}"))?)?;
+        let mut trajectory = Vec::new();
+        for step in 0..steps {
+            ema_update(&average, &case.tensor(&format!("in.model.{name}"))?.get(step)?, momentum)?;
+            trajectory.push(average.copy()?);
+        }
+        check.tensor(&format!("out.ema.{name}"), &Tensor::stack(&trajectory, 0)?)?;
     }
     Ok(true)
 }

@@ -1,0 +1,137 @@
+//! Single layers at the sizes of the networks: forward, and forward with backward.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor, Var};
+use ssl_vision::nn::{
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Linear, LinearConfig, Params, max_pool2d,
+};
+
+use super::Suite;
+use super::measure::{Case, Timing, Unit, time};
+use super::step::noise;
+
+/// A convolution with a square kernel, padded by half of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conv {
+    c_in: usize,
+    c_out: usize,
+    kernel: usize,
+    stride: usize,
+    /// Side of the input in pixels.
+    size: usize,
+}
+
+const fn conv(c_in: usize, c_out: usize, kernel: usize, stride: usize, size: usize) -> Conv {
+    Conv { c_in, c_out, kernel, stride, size }
+}
+
+/// The convolutions of ResNet-18 with the CIFAR stem at 32 pixels, and how many there are of each.
+pub(super) const RESNET18_CIFAR: [(Conv, usize); 11] = [
+    (conv(3, 64, 3, 1, 32), 1),
+    (conv(64, 64, 3, 1, 32), 4),
+    (conv(64, 128, 3, 2, 32), 1),
+    (conv(64, 128, 1, 2, 32), 1),
+    (conv(128, 128, 3, 1, 16), 3),
+    (conv(128, 256, 3, 2, 16), 1),
+    (conv(128, 256, 1, 2, 16), 1),
+    (conv(256, 256, 3, 1, 8), 3),
+    (conv(256, 512, 3, 2, 8), 1),
+    (conv(256, 512, 1, 2, 8), 1),
+    (conv(512, 512, 3, 1, 4), 3),
+];
+
+/// Stem, 3x3 and 1x1 of the first stage of ResNet-50 at 224 pixels.
+const RESNET50: [Conv; 3] = [conv(3, 64, 7, 2, 224), conv(64, 64, 3, 1, 56), conv(64, 256, 1, 1, 56)];
+
+/// Images that pass a layer at once: the views of a step.
+const VIEWS_32: usize = 128;
+const VIEWS_224: usize = 8;
+
+pub(super) fn cases() -> Vec<Case> {
+    let small = RESNET18_CIFAR.iter().map(|(conv, _)| conv.cases(VIEWS_32));
+    let large = RESNET50.iter().map(|conv| conv.cases(VIEWS_224));
+    let others = [
+        pair("batch-norm-relu-64/32px/b128", None, || {
+            let norm = BatchNorm::new(64, BatchNormConfig::default(), &params().root())?;
+            Ok(layer(noise(0, (VIEWS_32, 64, 32, 32))?, move |x| norm.forward_relu_t(x, true)))
+        }),
+        pair("max-pool-64/112px/b8", None, || {
+            Ok(layer(noise(0, (VIEWS_224, 64, 112, 112))?, |x| max_pool2d(x, 3, 2, 1)))
+        }),
+        pair("linear-512-512/b128", Some(2.0 * 512.0 * 512.0 * VIEWS_32 as f64), || {
+            let config = LinearConfig { bias: false, init: None };
+            let linear = Linear::new(512, 512, config, &params().root())?;
+            Ok(layer(noise(0, (VIEWS_32, 512))?, move |x| linear.forward(x)))
+        }),
+    ];
+    small.chain(large).chain(others).flatten().collect()
+}
+
+impl Conv {
+    /// Arithmetic of the forward pass for `batch` images.
+    fn flop(&self, batch: usize) -> f64 {
+        let out = (self.size + 2 * (self.kernel / 2) - self.kernel) / self.stride + 1;
+        2.0 * (batch * self.c_in * self.c_out * self.kernel.pow(2) * out.pow(2)) as f64
+    }
+
+    /// Arithmetic of forward and backward pass; images, of three channels, need no gradient.
+    pub(super) fn step_flop(&self, batch: usize) -> f64 {
+        self.flop(batch) * if self.c_in == 3 { 2.0 } else { 3.0 }
+    }
+
+    fn cases(self, batch: usize) -> [Case; 2] {
+        let Conv { c_in, c_out, kernel, stride, size } = self;
+        let stride_name = if stride == 1 { String::new() } else { format!("-s{stride}") };
+        let id = format!("conv{kernel}x{kernel}{stride_name}-{c_in}-{c_out}/{size}px/b{batch}");
+        let [forward, both] = pair(&id, Some(self.flop(batch)), move || {
+            let config = Conv2dConfig { stride, padding: kernel / 2, ..Default::default() };
+            let conv = Conv2d::new(c_in, c_out, kernel, config, &params().root())?;
+            let layer = layer(noise(0, (batch, c_in, size, size))?, move |x| conv.forward(x));
+            Ok(Layer { input_gradient: c_in != 3, ..layer })
+        });
+        [forward, Case { unit: Unit::Flop(self.step_flop(batch)), ..both }]
+    }
+}
+
+type Forward = dyn Fn(&Tensor) -> candle_core::Result<Tensor>;
+
+/// A layer and its input.
+struct Layer {
+    x: Tensor,
+    input_gradient: bool,
+    forward: Box<Forward>,
+}
+
+fn layer(x: Tensor, forward: impl Fn(&Tensor) -> candle_core::Result<Tensor> + 'static) -> Layer {
+    Layer { x, input_gradient: true, forward: Box::new(forward) }
+}
+
+fn params() -> Params {
+    Params::new(0, DType::F32, &Device::Cpu)
+}
+
+/// The two cases of a layer; `flop` is the arithmetic of its forward pass.
+fn pair(id: &str, flop: Option<f64>, build: impl Fn() -> Result<Layer> + Clone + 'static) -> [Case; 2] {
+    let unit = |passes: f64| flop.map_or(Unit::Call, |flop| Unit::Flop(passes * flop));
+    let backward = build.clone();
+    [
+        Case::new(Suite::Layer, format!("{id}/forward"), unit(1.0), move || build()?.time_forward()),
+        Case::new(Suite::Layer, format!("{id}/forward-backward"), unit(3.0), move || backward()?.time_both()),
+    ]
+}
+
+impl Layer {
+    fn time_forward(&self) -> Result<Timing> {
+        let x = self.input()?;
+        time(3, 5, || Ok((self.forward)(&x)?))
+    }
+
+    fn time_both(&self) -> Result<Timing> {
+        let x = self.input()?;
+        time(3, 5, || Ok((self.forward)(&x)?.sum_all()?.backward()?))
+    }
+
+    fn input(&self) -> Result<Tensor> {
+        Ok(if self.input_gradient { Var::from_tensor(&self.x)?.into_inner() } else { self.x.clone() })
+    }
+}

@@ -1,0 +1,120 @@
+//! Whole training steps of SimCLR: two views of a batch in one forward pass, NT-Xent, backward pass, AdamW.
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor, Var};
+use ssl_vision::augment::random::uniform;
+use ssl_vision::backbones::{BackboneConfig, Stem};
+use ssl_vision::methods::{Batch, MethodConfig, StepContext};
+use ssl_vision::nn::{Params, Purpose, rng};
+use ssl_vision::train::{Gradients, Optimizer, OptimizerConfig};
+
+use super::Suite;
+use super::layer::RESNET18_CIFAR;
+use super::measure::{Case, Timing, Unit, time};
+
+/// A training step.
+struct Step {
+    id: &'static str,
+    backbone: fn() -> candle_core::Result<BackboneConfig>,
+    /// Side of the images in pixels.
+    size: usize,
+    /// Images; there are twice as many views.
+    batch: usize,
+}
+
+const STEPS: [Step; 2] = [
+    Step {
+        id: "resnet18-cifar-32/simclr/b64",
+        backbone: || resnet("resnet18", Stem::Cifar),
+        size: 32,
+        batch: 64,
+    },
+    Step {
+        id: "resnet50-224/simclr/b4",
+        backbone: || resnet("resnet50", Stem::ImageNet),
+        size: 224,
+        batch: 4,
+    },
+];
+
+pub(super) fn cases() -> Vec<Case> {
+    let step = |step: &'static Step| {
+        Case::new(Suite::Step, step.id, Unit::Images(step.batch as f64), || step.timing())
+    };
+    let roof = Case::new(Suite::Step, "gemm-roof", Unit::Flop(resnet18_flop()), share_of_roof);
+    let adamw = Case::new(Suite::Step, "adamw/resnet18-cifar-32", Unit::Call, adamw_resnet18);
+    STEPS.iter().map(step).chain([adamw, Case { has_peer: false, ..roof }]).collect()
+}
+
+fn resnet(name: &str, stem: Stem) -> candle_core::Result<BackboneConfig> {
+    Ok(BackboneConfig { stem, ..BackboneConfig::named(name)? })
+}
+
+impl Step {
+    fn timing(&self) -> Result<Timing> {
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let simclr = MethodConfig::named("simclr").context("simclr")?;
+        let method = simclr.build(&(self.backbone)()?, &params)?;
+        let trainable = params.trainable();
+        let adamw = OptimizerConfig::named("adamw").context("adamw")?;
+        let mut optimizer = Optimizer::new(&adamw, &trainable)?;
+        let shape = (self.batch, 3, self.size, self.size);
+        let views = vec![noise(0, shape)?, noise(1, shape)?];
+        let batch = Batch { views, index: (0..self.batch).collect() };
+        time(2, 3, || {
+            let output = method.loss(&batch, &StepContext { step: 0, total_steps: 1 })?;
+            let mut gradients = Gradients::default();
+            gradients.accumulate(&trainable, &mut output.loss.backward()?, 1.0)?;
+            Ok(optimizer.step(&gradients, 1e-3)?)
+        })
+    }
+}
+
+/// The update of a ResNet-18's 11.2 million parameters alone.
+fn adamw_resnet18() -> Result<Timing> {
+    let params = Params::new(0, DType::F32, &Device::Cpu);
+    (STEPS[0].backbone)()?.build(&params.root())?;
+    let trainable = params.trainable();
+    let gradient = |(name, var): &(String, Var)| Ok((name.clone(), noise(0, var.shape())?));
+    let gradients = Gradients::new(trainable.iter().map(gradient).collect::<Result<_>>()?);
+    let adamw = OptimizerConfig::named("adamw").context("adamw")?;
+    let mut optimizer = Optimizer::new(&adamw, &trainable)?;
+    time(3, 10, || Ok(optimizer.step(&gradients, 1e-3)?))
+}
+
+/// The first step beside the time that its convolutions would take at the rate of a large matrix multiplication.
+fn share_of_roof() -> Result<Timing> {
+    const N: usize = 1024;
+    let (a, b) = (noise(0, (N, N))?, noise(1, (N, N))?);
+    let gemm = time(3, 5, || Ok(a.matmul(&b)?))?;
+    let flop_per_second = 2.0 * (N as f64).powi(3) / gemm.seconds;
+    let step = STEPS[0].timing()?;
+    Ok(Timing { roof_seconds: Some(resnet18_flop() / flop_per_second), ..step })
+}
+
+/// Arithmetic of the convolutions of the first step, counted as direct ones: 6.7 GFLOP for each pair of views.
+fn resnet18_flop() -> f64 {
+    let views = 2 * STEPS[0].batch;
+    RESNET18_CIFAR.iter().map(|(conv, count)| *count as f64 * conv.step_flop(views)).sum()
+}
+
+/// Uniform numbers of variance 1.
+pub(super) fn noise(seed: u64, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    let mut rng = rng(seed, Purpose::Init, 0, 0, 0);
+    let bound = 3f64.sqrt();
+    let data: Vec<f32> = (0..shape.elem_count()).map(|_| uniform(&mut rng, [-bound, bound]) as f32).collect();
+    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_that_of_the_published_network() {
+        // 0.556 billion multiplications for a 32-pixel image, three times for a step, less the stem's input gradient.
+        let per_pair = resnet18_flop() / STEPS[0].batch as f64;
+        assert!((6.6e9..6.75e9).contains(&per_pair), "{per_pair:e}");
+    }
+}

@@ -1,0 +1,44 @@
+//! The benchmarks can be listed, run and read; what they measure is not judged here.
+
+// The helpers of a test may panic as the test itself may.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Output};
+
+fn bench(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xtask")).arg("bench").args(arguments).output().unwrap()
+}
+
+#[test]
+fn the_cases_of_a_suite_are_listed() {
+    let output = bench(&["knn", "--list"]);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "knn/60000x10000x512\n");
+}
+
+#[test]
+fn an_unknown_case_is_refused_with_those_there_are() {
+    let output = bench(&["step", "--case", "resnet18"]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(errors.contains("unknown case `resnet18`"), "{errors}");
+    assert!(errors.contains("resnet18-cifar-32/simclr/b64") && errors.lines().count() == 1, "{errors}");
+}
+
+#[test]
+fn a_case_at_one_run_is_one_object() {
+    let case = "linear-512-512/b128/forward";
+    let output = bench(&["--case", case, "--runs", "1", "--threads", "1", "--json"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((object["case"].as_str(), object["threads"].as_u64()), (Some(case), Some(1)));
+    assert!(object["seconds"].as_f64().unwrap() > 0.0 && object["gflop_per_second"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_peer_that_cannot_start_is_named() {
+    let output = bench(&["knn", "--peer", "no-such-python"]);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && errors.contains("no-such-python"), "{errors}");
+}
