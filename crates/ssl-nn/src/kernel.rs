@@ -90,9 +90,23 @@ pub(crate) fn multiply<T: Element>(
     (runs, run_len): (&[Run], usize),
     a: Left<'_, T>,
     b: Right<'_, T>,
+    c: (&mut [T], usize),
+    accumulate: bool,
+) {
+    multiply_with(*ISA, (m, n), (runs, run_len), a, b, c, accumulate);
+}
+
+/// [`multiply`] on an instruction set that this processor must have.
+fn multiply_with<T: Element>(
+    isa: Isa,
+    (m, n): (usize, usize),
+    (runs, run_len): (&[Run], usize),
+    a: Left<'_, T>,
+    b: Right<'_, T>,
     (c, ldc): (&mut [T], usize),
     accumulate: bool,
 ) {
+    assert!(isa <= *ISA);
     if m == 0 || n == 0 {
         return;
     }
@@ -102,7 +116,6 @@ pub(crate) fn multiply<T: Element>(
         }
         return;
     }
-    let isa = *ISA;
     let width = isa.panel::<T>();
     let last = |f: fn(&Run) -> usize| runs.iter().map(f).max().unwrap_or(0);
     let columns = (n - 1) / width * b.panel + ((n - 1) % width / (width / 2) + 1) * (width / 2);
@@ -425,4 +438,70 @@ mod x86 {
         _mm256_add_ps,
         _mm256_fmadd_ps
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: Element>(isa: Isa, (m, n, k): (usize, usize, usize), turned: bool, tolerance: f64) {
+        let value = |i: usize| T::from_f64(((i * 7919) % 101) as f64 / 50.0 - 1.0);
+        let width = isa.panel::<T>();
+        // Two runs of `k` with a gap between them in `A`.
+        let (row, col) = if turned { (1, m) } else { (2 * k + 3, 1) };
+        let gap = if turned { k * m + 5 } else { k + 1 };
+        let a: Vec<T> = (0..m * (2 * k + 3) + 2 * k * m + 5).map(value).collect();
+        let b: Vec<T> = (0..2 * k * n.next_multiple_of(width)).map(|i| value(i + 3)).collect();
+        let runs = [Run { a: 0, b: 0 }, Run { a: gap, b: k * width }];
+        let ldc = n + 2;
+        for accumulate in [false, true] {
+            let mut c: Vec<T> = (0..m * ldc).map(|i| value(i + 11)).collect();
+            let before = c.clone();
+            let left = Left { data: &a, row, col };
+            let right = Right { data: &b, panel: 2 * k * width, row: width };
+            multiply_with(isa, (m, n), (&runs, k), left, right, (&mut c, ldc), accumulate);
+            for (i, j) in (0..m).flat_map(|i| (0..ldc).map(move |j| (i, j))) {
+                let mut expected = if accumulate || j >= n { before[i * ldc + j].to_f64() } else { 0.0 };
+                for (run, l) in (0..2).flat_map(|run| (0..k).map(move |l| (run, l))).filter(|_| j < n) {
+                    let b = b[(j / width * 2 * k + run * k + l) * width + j % width];
+                    expected += a[run * gap + i * row + l * col].to_f64() * b.to_f64();
+                }
+                let error = (c[i * ldc + j].to_f64() - expected).abs();
+                assert!(error < tolerance, "{isa:?}, {m}x{k}x{n}, ({i}, {j}): off by {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_agrees_with_plain_sums() {
+        let sets = [
+            Isa::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512,
+        ];
+        for isa in sets.into_iter().filter(|isa| *isa <= *ISA) {
+            for m in [1, 2, 3, 6, 7, 14, 15, 29] {
+                for (n, k) in [(1, 1), (8, 5), (16, 3), (17, 9), (32, 4), (40, 7), (64, 2), (70, 1)] {
+                    for turned in [false, true] {
+                        check::<f32>(isa, (m, n, k), turned, 1e-4);
+                        check::<f64>(isa, (m, n, k), turned, 1e-12);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_pass_also_beside_zeros() {
+        let b = vec![0f32; ISA.panel::<f32>()];
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (a, mut c) = ([bad], [1f32]);
+            let left = Left { data: &a, row: 1, col: 1 };
+            let right = Right { data: &b, panel: b.len(), row: b.len() };
+            multiply((1, 1), (&[Run { a: 0, b: 0 }], 1), left, right, (&mut c, 1), false);
+            assert!(c[0].is_nan());
+        }
+    }
 }

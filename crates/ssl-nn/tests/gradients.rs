@@ -6,8 +6,8 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand_core::RngCore;
 use ssl_nn::{
-    Affine, BatchNorm, BatchNormConfig, Conv2dConfig, LinearConfig, Mlp, MlpConfig, Params, Purpose, Rng,
-    add_relu, conv2d, global_avg_pool, max_pool2d, relu, rng,
+    Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, LinearConfig, Mlp, MlpConfig, Params,
+    Purpose, Rng, add_relu, conv2d, global_avg_pool, max_pool2d, relu, residual_block, rng,
 };
 
 fn cases(name: u64, n: u64) -> impl Iterator<Item = Rng> {
@@ -121,6 +121,82 @@ fn batch_norm() {
     }
 }
 
+/// Sixteen channels and more go another way than few.
+#[test]
+fn wide_convolution() {
+    for mut rng in cases(7, 60) {
+        let (c_in, c_out) = (16 + below(&mut rng, 20), 16 + below(&mut rng, 20));
+        let (h, w) = (3 + below(&mut rng, 6), 3 + below(&mut rng, 6));
+        let config = Conv2dConfig { padding: below(&mut rng, 3), ..Default::default() };
+        let b = 1 + below(&mut rng, 3);
+        let x = Var::from_tensor(&uniform(&mut rng, &[b, c_in, h, w])).unwrap();
+        let weight = Var::from_tensor(&uniform(&mut rng, &[c_out, c_in, 3, 3])).unwrap();
+        let label = format!("{:?} * {:?}, {config:?}", x.dims(), weight.dims());
+        check(&mut rng, &label, &[x.clone(), weight.clone()], || conv2d(&x, &weight, config));
+    }
+}
+
+#[test]
+fn residual_blocks_equal_their_layers() {
+    for mut rng in cases(8, 40) {
+        let (b, h, w) = (2 + below(&mut rng, 2), 3 + below(&mut rng, 5), 3 + below(&mut rng, 5));
+        let (c, stride, train) =
+            ([3, 17][below(&mut rng, 2)], 1 + below(&mut rng, 2), below(&mut rng, 2) == 0);
+        let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
+        let layer = |name: &str, kernel: usize, stride| ConvNorm {
+            conv: Conv2d::new(
+                c,
+                c,
+                kernel,
+                Conv2dConfig { stride, padding: kernel / 2, ..Default::default() },
+                &params.root().pp(name),
+            )
+            .unwrap(),
+            norm: BatchNorm::new(c, BatchNormConfig::default(), &params.root().pp(name).pp("norm")).unwrap(),
+        };
+        let branch = [layer("a", 1, 1), layer("b", 3, stride), layer("c", 3, 1)];
+        let shortcut = (stride > 1).then(|| layer("shortcut", 1, stride));
+        let x = Var::from_tensor(&uniform(&mut rng, &[b, h, w, c])).unwrap();
+        let mut inputs = vec![x.clone()];
+        inputs.extend(params.trainable().into_iter().map(|(_, var)| var));
+        let fused = || residual_block(&x, &branch, shortcut.as_ref(), train);
+        let layers = || {
+            let x = x.permute((0, 3, 1, 2))?;
+            let apply = |layer: &ConvNorm, x: &Tensor| layer.norm.forward_t(&layer.conv.forward(x)?, train);
+            let y = relu(&apply(&branch[1], &relu(&apply(&branch[0], &x)?)?)?)?;
+            let x = shortcut.as_ref().map_or(Ok(x.clone()), |layer| apply(layer, &x))?;
+            add_relu(&apply(&branch[2], &y)?, &x)?.permute((0, 2, 3, 1))?.contiguous()
+        };
+        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let close = |a: &Tensor, b: &Tensor| {
+            values(a)
+                .iter()
+                .zip(values(b))
+                .for_each(|(a, b)| assert!((a - b).abs() < 1e-9 * (1.0 + b.abs()), "{a} {b}"));
+        };
+        let run = |f: &dyn Fn() -> Result<Tensor>| {
+            let y = f().unwrap();
+            let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            (y, grads)
+        };
+        let before: Vec<_> = params.buffers().iter().map(|(_, v)| v.as_tensor().copy().unwrap()).collect();
+        let (y, grads) = run(&fused);
+        let after: Vec<_> = params.buffers().iter().map(|(_, v)| v.as_tensor().copy().unwrap()).collect();
+        params.buffers().iter().zip(&before).for_each(|((_, v), old)| v.set(old).unwrap());
+        let (expected, expected_grads) = run(&layers);
+        close(&y, &expected);
+        for ((name, buffer), fused) in
+            params.buffers().iter().zip(&after).filter(|((n, _), _)| !n.ends_with("tracked"))
+        {
+            assert_eq!(buffer.dims(), fused.dims(), "{name}");
+            close(fused, buffer);
+        }
+        for input in &inputs {
+            close(grads.get(input).unwrap(), expected_grads.get(input).unwrap());
+        }
+    }
+}
+
 #[test]
 fn pooling_and_activations() {
     for mut rng in cases(4, 60) {
@@ -165,8 +241,23 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let params = Params::new(3, DType::F32, &Device::Cpu);
         let bn = BatchNorm::new(8, BatchNormConfig::default(), &params.root()).unwrap();
         let y = conv2d(&x, &weight, Conv2dConfig { padding: 1, ..Default::default() }).unwrap();
+        let unit = |name: &str, c_in, c_out| ConvNorm {
+            conv: Conv2d::new(
+                c_in,
+                c_out,
+                3,
+                Conv2dConfig { padding: 1, ..Default::default() },
+                &params.root().pp(name),
+            )
+            .unwrap(),
+            norm: BatchNorm::new(c_out, BatchNormConfig::default(), &params.root().pp(name).pp("norm"))
+                .unwrap(),
+        };
+        let branch = [unit("a", 8, 24), unit("b", 24, 16)];
+        let block = residual_block(&y.permute((0, 2, 3, 1)).unwrap(), &branch, Some(&unit("c", 8, 16)), true);
+        let block = block.unwrap().sqr().unwrap().mean_all().unwrap();
         let y = max_pool2d(&bn.forward_relu_t(&y, true).unwrap(), 3, 2, 1).unwrap();
-        let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let grads = (y.sqr().unwrap().sum_all().unwrap() + block).unwrap().backward().unwrap();
         let all = [&x, &weight].map(|v| grads.get(v).unwrap().flatten_all().unwrap().to_vec1().unwrap());
         all.into_iter().chain([y.flatten_all().unwrap().to_vec1().unwrap()]).collect()
     };
