@@ -25,20 +25,25 @@
 mod activation;
 mod batch_norm;
 mod conv2d;
+mod gelu;
 mod graph;
 mod init;
+mod layer_norm;
 mod linear;
 mod matrix;
 mod mlp;
 mod params;
 mod pool;
+mod real;
 mod rng;
 mod storage;
 
 pub use activation::{add_relu, relu};
 pub use batch_norm::{Affine, BatchNorm, BatchNormConfig};
 pub use conv2d::{Conv2d, Conv2dConfig, conv2d};
+pub use gelu::{gelu, gelu_tanh, quick_gelu};
 pub use init::{Fan, Init};
+pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, LinearConfig};
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Params, Role, Scope};
