@@ -23,6 +23,7 @@
 //! ```
 
 mod activation;
+mod attention;
 mod batch_norm;
 mod conv2d;
 mod gelu;
@@ -39,6 +40,7 @@ mod rng;
 mod storage;
 
 pub use activation::{add_relu, relu};
+pub use attention::{attention, attention_map};
 pub use batch_norm::{Affine, BatchNorm, BatchNormConfig};
 pub use conv2d::{Conv2d, Conv2dConfig, conv2d};
 pub use gelu::{gelu, gelu_tanh, quick_gelu};
