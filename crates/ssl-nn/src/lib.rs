@@ -23,32 +23,39 @@
 //! ```
 
 mod activation;
+mod attention;
 mod batch_norm;
 mod channel_norm;
 mod channels_last;
 mod conv2d;
 mod convolve;
 mod ema;
+mod gelu;
 mod geometry;
 mod graph;
 mod init;
 mod kernel;
 mod lanes;
+mod layer_norm;
 mod linear;
 mod matrix;
 mod mlp;
 mod params;
 mod pool;
+mod real;
 mod residual;
 mod rng;
 mod storage;
 mod winograd;
 
 pub use activation::{add_relu, relu};
+pub use attention::{attention, attention_map};
 pub use batch_norm::{Affine, BatchNorm, BatchNormConfig};
 pub use conv2d::{Conv2d, Conv2dConfig, conv2d};
 pub use ema::ema_update;
+pub use gelu::{gelu, gelu_tanh, quick_gelu};
 pub use init::{Fan, Init};
+pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, LinearConfig};
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Params, Role, Scope};

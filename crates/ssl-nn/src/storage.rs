@@ -7,14 +7,17 @@ use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType, bail};
 /// The scalar types that the CPU kernels are written for.
 pub(crate) trait Element: WithDType {
     const ZERO: Self;
+    const ONE: Self;
 }
 
 impl Element for f32 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 }
 
 impl Element for f64 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 }
 
 /// Runs `$body` with `$t` as the scalar type of `$dtype`.

@@ -317,7 +317,7 @@ fn add<T: Element>(mut a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
 #[inline(always)]
 fn sub<T: Element>(mut a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
     for i in 0..LANES {
-        a[i] = a[i] - b[i];
+        a[i] -= b[i];
     }
     a
 }
