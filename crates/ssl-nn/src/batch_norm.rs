@@ -128,6 +128,12 @@ impl BatchNorm {
     pub(crate) fn channel_norm<T: Element>(&self, z: &[T], train: bool) -> Result<ChannelNorm<T>> {
         let statistics = if train {
             let channels = self.weight.elem_count();
+            if z.len() < 2 * channels {
+                bail!(
+                    "batch norm: training needs at least two values per channel, got {}",
+                    z.len() / channels
+                );
+            }
             let batch = Statistics::measure(z, channels);
             let tensor = |v: &[f64]| Tensor::new(v, self.weight.device())?.to_dtype(self.weight.dtype());
             self.track(&tensor(&batch.mean)?, &tensor(&batch.var)?, z.len() / channels)?;

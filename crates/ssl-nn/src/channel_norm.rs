@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 14;
 
 /// Elements of the rows that one task works on.
 fn chunk(channels: usize) -> usize {
-    (CHUNK / channels.max(1)).max(1) * channels
+    (CHUNK / channels.max(1)).max(1) * channels.max(1)
 }
 
 /// Mean and biased variance of each channel.

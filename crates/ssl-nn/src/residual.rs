@@ -267,3 +267,48 @@ fn add<T: Element>(x: &mut [T], y: &[T]) {
         x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::{BatchNormConfig, Conv2dConfig, Params};
+
+    fn layer(params: &Params, name: &str, c_in: usize, c_out: usize) -> ConvNorm {
+        let scope = params.root().pp(name);
+        ConvNorm {
+            conv: Conv2d::new(c_in, c_out, 1, Conv2dConfig::default(), &scope).unwrap(),
+            norm: BatchNorm::new(c_out, BatchNormConfig::default(), &scope.pp("norm")).unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let params = Params::new(0, DType::F32, &Device::Cpu);
+        let branch = [layer(&params, "a", 3, 5)];
+        let x = |batch| Tensor::zeros((batch, 1, 1, 3), DType::F32, &Device::Cpu).unwrap();
+        let message =
+            |x: &Tensor, branch: &[ConvNorm]| residual_block(x, branch, None, true).unwrap_err().to_string();
+        assert!(message(&x(2), &[]).contains("no layers"));
+        assert!(
+            message(&x(2), &branch).contains("the branch ends in (2, 5, 1, 1), the shortcut in (2, 3, 1, 1)")
+        );
+        let same = [layer(&params, "b", 3, 3)];
+        assert!(message(&x(1), &same).contains("at least two values per channel, got 1"));
+        assert!(residual_block(&x(2), &same, None, true).is_ok());
+    }
+
+    #[test]
+    fn the_path_for_other_devices_agrees() {
+        let params = Params::new(0, DType::F64, &Device::Cpu);
+        let branch = [layer(&params, "a", 3, 4), layer(&params, "b", 4, 6)];
+        let shortcut = layer(&params, "c", 3, 6);
+        let x =
+            crate::Init::Normal { std: 1.0 }.sample(&[2, 3, 2, 3], 1, "x", DType::F64, &Device::Cpu).unwrap();
+        let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let ours = values(residual_block(&x, &branch, Some(&shortcut), true).unwrap());
+        let theirs = values(composite(&x, &branch, Shortcut::Projection(&shortcut), true).unwrap());
+        ours.iter().zip(theirs).for_each(|(a, b)| assert!((a - b).abs() < 1e-9, "{a} {b}"));
+    }
+}
