@@ -29,7 +29,7 @@ use report::Report;
   cargo xtask bench --case knn/60000x10000x512 --runs 1 --json
   cargo xtask bench layer --list
 
-Rates are medians over the runs; `speed` is the peer's time over ours, `memory` our peak over the peer's.
+Rates are medians over the runs; `speed` is the peer's time over ours, `memory` the peer's peak over ours.
 The Python of --peer needs torch, torchvision, timm, lightly, numpy and Pillow. Measure on a machine that is idle.")]
 pub(crate) struct Bench {
     /// What to measure; everything by default.

@@ -1,10 +1,10 @@
 //! ReLU, alone and after a sum.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use crate::storage::{Element, dispatch, reader, slice};
+use crate::graph::{gradient, node};
+use crate::storage::{Element, dispatch, reader};
 
 /// Elements that one task handles.
 const BLOCK: usize = 1 << 14;
@@ -17,7 +17,18 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x.relu();
     }
-    x.contiguous()?.apply_op1(Relu)
+    let x = x.contiguous()?;
+    dispatch!(x.dtype(), "relu", T => {
+        let mut y = vec![T::ZERO; x.elem_count()];
+        y.par_chunks_mut(BLOCK).zip(reader(&x).slice::<T>()?.par_chunks(BLOCK)).for_each(|(y, x)| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = rectify(*x));
+        });
+        let input = x.clone();
+        node("relu", &[&x], (y, x.shape()), move |y, dy| {
+            let dx = masked(reader(dy).slice::<T>()?, reader(y).slice()?);
+            Ok(vec![gradient(dx, &input)?])
+        })
+    })
 }
 
 /// `max(x + y, 0)`: the end of a residual block, in one pass over memory.
@@ -28,7 +39,23 @@ pub fn add_relu(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.shape() != y.shape() || !x.device().is_cpu() {
         return (x + y)?.relu();
     }
-    x.contiguous()?.apply_op2(&y.contiguous()?, AddRelu)
+    let inputs = [x.contiguous()?, y.contiguous()?];
+    dispatch!(x.dtype(), "add-relu", T => {
+        let mut sum = vec![T::ZERO; x.elem_count()];
+        {
+            let (a, b) = (reader(&inputs[0]), reader(&inputs[1]));
+            let (a, b) = (a.slice::<T>()?.par_chunks(BLOCK), b.slice::<T>()?.par_chunks(BLOCK));
+            sum.par_chunks_mut(BLOCK).zip(a).zip(b).for_each(|((y, a), b)| {
+                y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = rectify(*a + *b));
+            });
+        }
+        let kept = inputs.clone();
+        node("add-relu", &inputs.each_ref(), (sum, x.shape()), move |y, dy| {
+            let dx = masked(reader(dy).slice::<T>()?, reader(y).slice()?);
+            let dx = Tensor::from_vec(dx, y.shape(), y.device())?;
+            Ok(kept.iter().map(|input| input.track_op().then(|| dx.clone())).collect())
+        })
+    })
 }
 
 /// `max(x, 0)` that keeps NaN.
@@ -37,80 +64,14 @@ pub(crate) fn rectify<T: Element>(x: T) -> T {
 }
 
 /// The gradient that passes where the output `y` of a ReLU is positive.
-fn masked(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    let grad = grad.contiguous()?;
-    dispatch!(y.dtype(), "relu", T => {
-        let (ys, dy) = (reader(y), reader(&grad));
-        let mut dx = vec![T::ZERO; y.elem_count()];
-        dx.par_chunks_mut(BLOCK)
-            .zip(ys.slice::<T>()?.par_chunks(BLOCK))
-            .zip(dy.slice::<T>()?.par_chunks(BLOCK))
-            .for_each(|((dx, y), dy)| {
-                for ((dx, y), dy) in dx.iter_mut().zip(y).zip(dy) {
-                    *dx = if *y > T::ZERO { *dy } else { T::ZERO };
-                }
-            });
-        Tensor::from_vec(dx, y.shape(), y.device())
-    })
-}
-
-struct Relu;
-
-impl CustomOp1 for Relu {
-    fn name(&self) -> &'static str {
-        "ssl-relu"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, at: &Layout) -> Result<(CpuStorage, Shape)> {
-        dispatch!(x.dtype(), "relu", T => {
-            let x = slice::<T>(x, at)?;
-            let mut y = vec![T::ZERO; x.len()];
-            y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| {
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = rectify(*x));
-            });
-            Ok((T::to_cpu_storage_owned(y), at.shape().clone()))
-        })
-    }
-
-    fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        masked(y, grad).map(Some)
-    }
-}
-
-struct AddRelu;
-
-impl CustomOp2 for AddRelu {
-    fn name(&self) -> &'static str {
-        "ssl-add-relu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        a_at: &Layout,
-        b: &CpuStorage,
-        b_at: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        dispatch!(a.dtype(), "add-relu", T => {
-            let (a, b) = (slice::<T>(a, a_at)?, slice::<T>(b, b_at)?);
-            let mut y = vec![T::ZERO; a.len()];
-            y.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK)).zip(b.par_chunks(BLOCK)).for_each(
-                |((y, a), b)| y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = rectify(*a + *b)),
-            );
-            Ok((T::to_cpu_storage_owned(y), a_at.shape().clone()))
-        })
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = masked(y, grad)?;
-        Ok((Some(dx.clone()), Some(dx)))
-    }
+pub(crate) fn masked<T: Element>(dy: &[T], y: &[T]) -> Vec<T> {
+    let mut dx = vec![T::ZERO; dy.len()];
+    dx.par_chunks_mut(BLOCK).zip(dy.par_chunks(BLOCK)).zip(y.par_chunks(BLOCK)).for_each(|((dx, dy), y)| {
+        for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
+            *dx = if *y > T::ZERO { *dy } else { T::ZERO };
+        }
+    });
+    dx
 }
 
 #[cfg(test)]

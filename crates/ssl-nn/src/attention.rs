@@ -3,7 +3,7 @@
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::graph::node;
+use crate::graph::{gradient, node};
 use crate::matrix::{Strides, matmul};
 use crate::real::{Real, sum_by};
 use crate::storage::{dispatch, reader};
@@ -113,7 +113,7 @@ fn on_cpu<T: Real>(qkv: &Tensor, batch: usize, sizes: Sizes) -> Result<Tensor> {
             .zip(reader(dy).slice::<T>()?.par_chunks(sample))
             .zip(log_sums.par_chunks(rows))
             .for_each(|(((dqkv, qkv), dy), log_sums)| backward_sample(sizes, qkv, log_sums, dy, dqkv));
-        Ok(vec![Some(Tensor::from_vec(dqkv, kept.shape(), kept.device())?)])
+        Ok(vec![gradient(dqkv, &kept)?])
     })
 }
 

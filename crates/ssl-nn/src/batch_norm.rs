@@ -60,8 +60,11 @@ impl BatchNorm {
     /// A batch norm over `channels` channels.
     ///
     /// # Errors
-    /// If a name is taken.
+    /// If there are no channels, or a name is taken.
     pub fn new(channels: usize, config: BatchNormConfig, scope: &Scope) -> Result<Self> {
+        if channels == 0 {
+            bail!("batch norm: expected at least one channel, got 0");
+        }
         let learned = |name, value| scope.trainable(name, channels, Init::Const(value));
         let fixed = |value| scope.constant(channels, value);
         let (weight, bias) = match config.affine {
@@ -258,5 +261,7 @@ mod tests {
         let error = bn.forward_t(&x, true).unwrap_err().to_string();
         assert!(error.contains("at least two values per channel, got shape [1, 2]"), "{error}");
         assert!(bn.forward_t(&x, false).is_ok());
+        let error = BatchNorm::new(0, BatchNormConfig::default(), &params.root().pp("none")).unwrap_err();
+        assert!(error.to_string().contains("at least one channel"), "{error}");
     }
 }

@@ -79,7 +79,8 @@ impl Conv2d {
 /// `H' = (H + 2·padding − dilation·(k_h − 1) − 1) / stride + 1`, rounded down. `f32` or `f64`.
 ///
 /// # Errors
-/// If the ranks or channels do not fit, if a stride or dilation is 0, or if the kernel is larger than the padded image.
+/// If the ranks, channels or groups do not fit, if an image has no pixels or channels, if a stride or dilation is 0, or
+/// if the kernel is larger than the padded image.
 pub fn conv2d(x: &Tensor, weight: &Tensor, config: Conv2dConfig) -> Result<Tensor> {
     let geometry = Geometry::new(x.dims4()?, weight.dims4()?, config)?;
     if !x.device().is_cpu() {
@@ -126,6 +127,11 @@ mod tests {
             let error = conv2d(&x, &weight, config).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+        let empty = Tensor::zeros((1, 16, 0, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let padded = Conv2dConfig { padding: 2, ..Default::default() };
+        let error =
+            conv2d(&empty, &Tensor::zeros((16, 16, 3, 3), empty.dtype(), &Device::Cpu).unwrap(), padded);
+        assert!(error.unwrap_err().to_string().contains("0x4 pixels"));
     }
 
     #[test]

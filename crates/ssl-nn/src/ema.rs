@@ -12,7 +12,8 @@ const CHUNK: usize = 1 << 16;
 /// `average ← momentum · average + (1 − momentum) · value`, in place and in one pass.
 ///
 /// # Errors
-/// If the shapes or types differ, the type is not `f32` or `f64`, or `momentum` is not in [0, 1].
+/// If the shapes or types differ, the type is not `f32` or `f64`, `momentum` is not in [0, 1], or `value` shares the
+/// memory of `average`.
 ///
 /// # Example
 /// ```
@@ -108,6 +109,13 @@ mod tests {
         assert_eq!(average.to_vec1::<f32>().unwrap(), [1.0]);
         ema_update(&average, &value, 0.0).unwrap();
         assert_eq!(average.to_vec1::<f32>().unwrap(), [5.0]);
+    }
+
+    #[test]
+    fn an_average_of_itself_is_refused() {
+        let average = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let error = ema_update(&average, average.as_tensor(), 0.5).unwrap_err().to_string();
+        assert!(error.contains("shares storage"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use crate::graph::node;
+use crate::graph::{gradient, node};
 use crate::real::Real;
 use crate::storage::{dispatch, reader};
 
@@ -92,6 +92,6 @@ fn apply<T: Real>(
             .for_each(|((dx, x), dy)| {
                 dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = *dy * f(*x).1);
             });
-        Ok(vec![Some(Tensor::from_vec(dx, kept.shape(), kept.device())?)])
+        Ok(vec![gradient(dx, &kept)?])
     })
 }

@@ -32,8 +32,8 @@ impl Geometry {
         if channels * groups != c_in {
             bail!("conv2d: the image has {c_in} channels, the kernel expects {}", channels * groups);
         }
-        if c_in == 0 || c_out == 0 {
-            bail!("conv2d: {c_in} input and {c_out} output channels, expected at least one of each");
+        if c_in == 0 || c_out == 0 || h == 0 || w == 0 {
+            bail!("conv2d: no pixels or channels: {h}x{w} pixels, {c_in} channels in, {c_out} out");
         }
         if stride == 0 || dilation == 0 {
             bail!("conv2d: stride {stride} and dilation {dilation} must be at least 1");

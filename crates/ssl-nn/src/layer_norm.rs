@@ -3,7 +3,7 @@
 use candle_core::{D, Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use crate::graph::node;
+use crate::graph::{gradient, node};
 use crate::init::Init;
 use crate::params::Scope;
 use crate::real::{Real, sum_by};
@@ -76,7 +76,7 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: T) -> Result
             .zip(stats.par_chunks_mut(ROWS))
             .for_each(|((y, x), stats)| forward_rows(x, (weight, bias), eps, y, stats));
     }
-    let (kept, kept_weight, shape) = (x.clone(), weight.clone(), x.shape().clone());
+    let (kept, kept_weight, kept_bias, shape) = (x.clone(), weight.clone(), bias.clone(), x.shape());
     node("layer-norm", &[&x, &weight, &bias], (y, shape), move |_, dy| {
         let mut dx = vec![T::ZERO; kept.elem_count()];
         let (x, weight, dy) = (reader(&kept), reader(&kept_weight), reader(dy));
@@ -97,8 +97,7 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: T) -> Result
             dw.iter_mut().zip(part_w).for_each(|(sum, part)| *sum += *part);
             db.iter_mut().zip(part_b).for_each(|(sum, part)| *sum += *part);
         }
-        let tensor = |v: Vec<T>, like: &Tensor| Tensor::from_vec(v, like.shape(), like.device()).map(Some);
-        Ok(vec![tensor(dx, &kept)?, tensor(dw, &kept_weight)?, tensor(db, &kept_weight)?])
+        Ok(vec![gradient(dx, &kept)?, gradient(dw, &kept_weight)?, gradient(db, &kept_bias)?])
     })
 }
 

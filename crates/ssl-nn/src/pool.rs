@@ -27,7 +27,8 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
 /// As [`max_pool2d`].
 pub fn max_pool2d_channels_last(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let (batch, h, w, channels) = x.dims4()?;
-    if stride == 0 || 2 * padding > kernel || kernel == 0 || h.min(w) + 2 * padding < kernel {
+    if stride == 0 || 2 * padding > kernel || kernel == 0 || h.min(w) == 0 || h.min(w) + 2 * padding < kernel
+    {
         bail!("max_pool2d: kernel {kernel}, stride {stride}, padding {padding} do not fit a {h}x{w} image");
     }
     let output = |size| (size + 2 * padding - kernel) / stride + 1;
@@ -59,9 +60,12 @@ pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
 /// [`global_avg_pool`] of `(B, H, W, C)`.
 ///
 /// # Errors
-/// If `x` is not of rank 4.
+/// If `x` is not of rank 4, or has no pixels.
 pub fn global_avg_pool_channels_last(x: &Tensor) -> Result<Tensor> {
     let (batch, h, w, channels) = x.dims4()?;
+    if h == 0 || w == 0 {
+        bail!("global average pool: an image of {h}x{w} pixels has no mean");
+    }
     if !x.device().is_cpu() {
         return x.flatten(1, 2)?.mean(1);
     }
@@ -207,6 +211,14 @@ mod tests {
         assert!(
             max_pool2d(&x, 2, 2, 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()[0].is_nan()
         );
+    }
+
+    #[test]
+    fn images_without_pixels_are_refused() {
+        let x = Tensor::zeros((1, 2, 0, 3), DType::F32, &Device::Cpu).unwrap();
+        assert!(max_pool2d(&x, 2, 1, 1).unwrap_err().to_string().contains("do not fit a 0x3 image"));
+        let last = x.permute((0, 2, 3, 1)).unwrap();
+        assert!(global_avg_pool_channels_last(&last).unwrap_err().to_string().contains("0x3 pixels"));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::activation::add_relu;
+use crate::activation::{add_relu, masked};
 use crate::batch_norm::BatchNorm;
 use crate::channel_norm::{ChannelNorm, Gate};
 use crate::conv2d::Conv2d;
@@ -249,17 +249,6 @@ impl<T: Element> Chain<T> {
 
 /// Elements that one task handles.
 const BLOCK: usize = 1 << 14;
-
-/// `dy` where the output `y` of a ReLU is positive.
-fn masked<T: Element>(dy: &[T], y: &[T]) -> Vec<T> {
-    let mut dx = vec![T::ZERO; dy.len()];
-    dx.par_chunks_mut(BLOCK).zip(dy.par_chunks(BLOCK)).zip(y.par_chunks(BLOCK)).for_each(|((dx, dy), y)| {
-        for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
-            *dx = if *y > T::ZERO { *dy } else { T::ZERO };
-        }
-    });
-    dx
-}
 
 /// `x += y`.
 fn add<T: Element>(x: &mut [T], y: &[T]) {

@@ -123,7 +123,7 @@ fn merge(object: &mut Value, more: Value) {
 }
 
 fn memory_ratio(own: &Medians, peer: &Medians) -> Option<f64> {
-    Some(own.peak_rss_bytes? / peer.peak_rss_bytes?)
+    Some(peer.peak_rss_bytes? / own.peak_rss_bytes?)
 }
 
 /// Width of the column of ids.
