@@ -83,12 +83,10 @@ impl Bench {
             cases.iter().for_each(|case| println!("{}", case.id));
             return Ok(ExitCode::SUCCESS);
         }
-        if !(1..=1000).contains(&self.runs) || !(1..=1024).contains(&self.threads) {
-            bail!(
-                "--runs = {} is not in 1..=1000, or --threads = {} not in 1..=1024",
-                self.runs,
-                self.threads
-            );
+        for (option, value, most) in [("--runs", self.runs, 1000), ("--threads", self.threads, 1024)] {
+            if !(1..=most).contains(&value) {
+                bail!("{option} = {value} is not in 1..={most}");
+            }
         }
         let versions = self.peer.as_deref().map(process::peer_versions).transpose()?;
         let report = Report { threads: self.threads, runs: self.runs, versions, json: self.json };

@@ -26,6 +26,15 @@ fn an_unknown_case_is_refused_with_those_there_are() {
 }
 
 #[test]
+fn numbers_out_of_range_are_refused_by_name() {
+    for (option, value) in [("--runs", "0"), ("--threads", "2000")] {
+        let errors = String::from_utf8(bench(&["knn", option, value]).stderr).unwrap();
+        assert!(errors.contains(&format!("{option} = {value} is not in 1..=")), "{errors}");
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+    }
+}
+
+#[test]
 fn a_case_at_one_run_is_one_object() {
     let case = "linear-512-512/b128/forward";
     let output = bench(&["--case", case, "--runs", "1", "--threads", "1", "--json"]);
