@@ -84,7 +84,7 @@ impl SimClr {
         dims[0] = d;
         dims[config.projector_layers] = config.projector_dim;
         let mlp = MlpConfig {
-            linear: LinearConfig { bias: false, init: None },
+            linear: LinearConfig { bias: false, ..Default::default() },
             hidden_norm: true,
             last_norm: Some(Affine::Scale),
         };

@@ -1,13 +1,83 @@
-//! ReLU, alone and after a sum.
+//! ReLU, alone and after a sum, and the choice among the forms of GELU.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use crate::gelu::{erf_form, gelu, gelu_tanh, quick_gelu, sigmoid_form, tanh_form};
 use crate::graph::{gradient, node};
+use crate::kernel::wide;
+use crate::real::Real;
 use crate::storage::{Element, dispatch, reader};
 
 /// Elements that one task handles.
 const BLOCK: usize = 1 << 14;
+
+/// The activation between two linear layers of a transformer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// [`gelu`], as in every published vision transformer but CLIP's.
+    Gelu,
+    /// [`gelu_tanh`].
+    GeluTanh,
+    /// [`quick_gelu`], as in CLIP.
+    QuickGelu,
+}
+
+impl Activation {
+    /// Value by value.
+    ///
+    /// # Errors
+    /// If the type of `x` is not `f32` or `f64`.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Gelu => gelu(x),
+            Activation::GeluTanh => gelu_tanh(x),
+            Activation::QuickGelu => quick_gelu(x),
+        }
+    }
+
+    /// The values of `x`, on the calling thread.
+    pub(crate) fn values<T: Real>(self, x: &[T], y: &mut [T]) {
+        fn values<T: Real>(x: &[T], y: &mut [T], f: impl Fn(T) -> (T, T)) {
+            wide(|| y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x).0));
+        }
+        match self {
+            Activation::Gelu => values(x, y, erf_form),
+            Activation::GeluTanh => values(x, y, tanh_form),
+            Activation::QuickGelu => values(x, y, sigmoid_form),
+        }
+    }
+
+    /// The gradient of `x`, on the calling thread.
+    pub(crate) fn gradients<T: Real>(self, x: &[T], dy: &[T], dx: &mut [T]) {
+        fn slopes<T: Real>(x: &[T], dy: &[T], dx: &mut [T], f: impl Fn(T) -> (T, T)) {
+            wide(|| dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = *dy * f(*x).1));
+        }
+        match self {
+            Activation::Gelu => slopes(x, dy, dx, erf_form),
+            Activation::GeluTanh => slopes(x, dy, dx, tanh_form),
+            Activation::QuickGelu => slopes(x, dy, dx, sigmoid_form),
+        }
+    }
+
+    /// The values once more, and the gradient of `x`, on the calling thread.
+    pub(crate) fn values_and_gradients<T: Real>(self, x: &[T], dy: &[T], y: &mut [T], dx: &mut [T]) {
+        fn both<T: Real>(x: &[T], dy: &[T], (y, dx): (&mut [T], &mut [T]), f: impl Fn(T) -> (T, T)) {
+            wide(|| {
+                for (((x, dy), y), dx) in x.iter().zip(dy).zip(y).zip(dx) {
+                    let (value, slope) = f(*x);
+                    *y = value;
+                    *dx = *dy * slope;
+                }
+            });
+        }
+        match self {
+            Activation::Gelu => both(x, dy, (y, dx), erf_form),
+            Activation::GeluTanh => both(x, dy, (y, dx), tanh_form),
+            Activation::QuickGelu => both(x, dy, (y, dx), sigmoid_form),
+        }
+    }
+}
 
 /// `max(x, 0)`, with derivative 0 at 0 as in PyTorch. NaN stays NaN.
 ///

@@ -45,7 +45,7 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 
 /// Value and slope of the exact form.
 #[inline(always)]
-fn erf_form<T: Real>(x: T) -> (T, T) {
+pub(crate) fn erf_form<T: Real>(x: T) -> (T, T) {
     let half = T::from_f64(0.5);
     let cdf = half + half * (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf();
     let density = (T::ZERO - half * x * x).exp() * T::from_f64(0.398_942_280_401_432_7);
@@ -53,7 +53,7 @@ fn erf_form<T: Real>(x: T) -> (T, T) {
 }
 
 #[inline(always)]
-fn tanh_form<T: Real>(x: T) -> (T, T) {
+pub(crate) fn tanh_form<T: Real>(x: T) -> (T, T) {
     // (1 + tanh(u)) / 2 is the sigmoid of 2u.
     let (a, b) = (T::from_f64(1.595_769_121_605_730_7), T::from_f64(0.071_354_816_272_600_3));
     let s = sigmoid(a * x + b * x * x * x);
@@ -61,7 +61,7 @@ fn tanh_form<T: Real>(x: T) -> (T, T) {
 }
 
 #[inline(always)]
-fn sigmoid_form<T: Real>(x: T) -> (T, T) {
+pub(crate) fn sigmoid_form<T: Real>(x: T) -> (T, T) {
     let a = T::from_f64(1.702);
     let s = sigmoid(a * x);
     (x * s, s + a * x * s * (T::ONE - s))

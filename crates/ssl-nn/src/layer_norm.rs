@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::graph::{gradient, node};
 use crate::init::Init;
+use crate::kernel::wide;
 use crate::params::Scope;
 use crate::real::{Real, sum_by};
 use crate::storage::{dispatch, reader};
@@ -30,6 +31,23 @@ impl LayerNorm {
         let weight = scope.trainable("weight", dim, Init::Const(1.0))?;
         let bias = scope.trainable("bias", dim, Init::Const(0.0))?;
         Ok(Self { weight, bias, eps })
+    }
+
+    /// The same norm with parameters that get no gradient. They stay those of the store.
+    pub fn frozen(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.detach(), eps: self.eps }
+    }
+
+    pub(crate) fn dim(&self) -> usize {
+        self.weight.elem_count()
+    }
+
+    pub(crate) fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    pub(crate) fn tensors(&self) -> (&Tensor, &Tensor) {
+        (&self.weight, &self.bias)
     }
 
     /// `(…, dim)` to the same shape.
@@ -74,7 +92,7 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: T) -> Result
         y.par_chunks_mut(ROWS * dim)
             .zip(x.par_chunks(ROWS * dim))
             .zip(stats.par_chunks_mut(ROWS))
-            .for_each(|((y, x), stats)| forward_rows(x, (weight, bias), eps, y, stats));
+            .for_each(|((y, x), stats)| wide(|| forward_rows(x, (weight, bias), eps, y, stats)));
     }
     let (kept, kept_weight, kept_bias, shape) = (x.clone(), weight.clone(), bias.clone(), x.shape());
     node("layer-norm", &[&x, &weight, &bias], (y, shape), move |_, dy| {
@@ -88,7 +106,7 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: T) -> Result
             .zip(stats.par_chunks(ROWS))
             .map(|(((dx, x), dy), stats)| {
                 let (mut dw, mut db) = (vec![T::ZERO; dim], vec![T::ZERO; dim]);
-                backward_rows((x, weight, stats), dy, dx, (&mut dw, &mut db));
+                wide(|| backward_rows((x, weight, stats), dy, dx, (&mut dw, &mut db)));
                 (dw, db)
             })
             .collect();
@@ -102,6 +120,7 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: T) -> Result
 }
 
 /// Norms rows one by one and keeps mean and inverse standard deviation of each.
+#[inline(always)]
 pub(crate) fn forward_rows<T: Real>(
     x: &[T],
     (weight, bias): (&[T], &[T]),
@@ -123,6 +142,7 @@ pub(crate) fn forward_rows<T: Real>(
 }
 
 /// Writes the gradient of the rows and adds to those of weight and bias.
+#[inline(always)]
 pub(crate) fn backward_rows<T: Real>(
     (x, weight, stats): (&[T], &[T], &[[T; 2]]),
     dy: &[T],

@@ -86,7 +86,7 @@ mod tests {
     fn names_follow_the_sequential_numbering() {
         let params = Params::new(0, DType::F32, &Device::Cpu);
         let config = MlpConfig {
-            linear: LinearConfig { bias: false, init: None },
+            linear: LinearConfig { bias: false, ..Default::default() },
             hidden_norm: true,
             last_norm: Some(Affine::Scale),
         };

@@ -178,7 +178,7 @@ fn mlp() {
     for mut rng in cases(5, 20) {
         let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
         let config = MlpConfig {
-            linear: LinearConfig { bias: below(&mut rng, 2) == 0, init: None },
+            linear: LinearConfig { bias: below(&mut rng, 2) == 0, ..Default::default() },
             hidden_norm: below(&mut rng, 2) == 0,
             last_norm: [None, Some(Affine::Scale)][below(&mut rng, 2)],
         };

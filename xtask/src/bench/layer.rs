@@ -59,7 +59,7 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(layer(noise(0, (VIEWS_224, 64, 112, 112))?, |x| max_pool2d(x, 3, 2, 1)))
         }),
         pair("linear-512-512/b128", Some(2.0 * 512.0 * 512.0 * VIEWS_32 as f64), || {
-            let config = LinearConfig { bias: false, init: None };
+            let config = LinearConfig { bias: false, ..Default::default() };
             let linear = Linear::new(512, 512, config, &params().root())?;
             Ok(layer(noise(0, (VIEWS_32, 512))?, move |x| linear.forward(x)))
         }),

@@ -96,7 +96,7 @@ fn mlp(layers: &[Layer]) -> Option<(Vec<usize>, MlpConfig)> {
         _ => None,
     };
     let hidden_norm = dims.len() > 2 && matches!(layers[1], Layer::Norm { .. });
-    let config = MlpConfig { linear: LinearConfig { bias, init: None }, hidden_norm, last_norm };
+    let config = MlpConfig { linear: LinearConfig { bias, ..Default::default() }, hidden_norm, last_norm };
     (layers == expected_layers(&dims, &config)).then_some((dims, config))
 }
 

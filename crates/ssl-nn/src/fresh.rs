@@ -1,0 +1,73 @@
+//! Output buffers that are cleared part by part, by the task that fills the part.
+//!
+//! `vec![0; n]` clears everything at once on one thread, and by the time a task computes its part, that has left the
+//! cache again. Here clearing a part brings it into the cache of the core that needs it.
+
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use crate::storage::Element;
+
+/// Room for `n` elements, handed out in parts.
+pub(crate) struct Fresh<T> {
+    data: Vec<T>,
+    len: usize,
+    /// Elements that have been cleared.
+    cleared: AtomicUsize,
+}
+
+impl<T: Element> Fresh<T> {
+    pub(crate) fn new(len: usize) -> Self {
+        Self { data: Vec::with_capacity(len), len, cleared: AtomicUsize::new(0) }
+    }
+
+    /// All of it in parts of `size` elements, the last perhaps shorter.
+    pub(crate) fn par_parts(&mut self, size: usize) -> impl IndexedParallelIterator<Item = Part<'_, T>> {
+        let (cleared, room) = (&self.cleared, &mut self.data.spare_capacity_mut()[..self.len]);
+        room.par_chunks_mut(size.max(1)).map(move |room| Part { room, cleared })
+    }
+
+    /// The vector, once every part has been cleared.
+    pub(crate) fn into_vec(mut self) -> Vec<T> {
+        assert_eq!(*self.cleared.get_mut(), self.len, "a part of a buffer was left out");
+        // SAFETY: a part counts its elements when it initialises them, which it can do once, and parts handed out
+        // together do not overlap; so all of the first `len` elements, which the capacity holds, are initialised.
+        unsafe { self.data.set_len(self.len) };
+        self.data
+    }
+}
+
+/// A part of a buffer, not yet initialised.
+pub(crate) struct Part<'a, T> {
+    room: &'a mut [MaybeUninit<T>],
+    cleared: &'a AtomicUsize,
+}
+
+impl<'a, T: Element> Part<'a, T> {
+    /// The part, all zeros.
+    pub(crate) fn clear(self) -> &'a mut [T] {
+        self.room.fill(MaybeUninit::new(T::ZERO));
+        self.cleared.fetch_add(self.room.len(), Ordering::Relaxed);
+        // SAFETY: every element was initialised above, and `MaybeUninit<T>` has the layout of `T`.
+        unsafe { &mut *(std::ptr::from_mut(self.room) as *mut [T]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_zeros_and_stay_in_order() {
+        let mut fresh = Fresh::<f32>::new(10);
+        fresh.par_parts(4).enumerate().for_each(|(i, part)| {
+            let part = part.clear();
+            assert!(part.iter().all(|v| *v == 0.0));
+            part[0] = i as f32;
+        });
+        assert_eq!(fresh.into_vec(), [0., 0., 0., 0., 1., 0., 0., 0., 2., 0.]);
+        assert!(Fresh::<f64>::new(0).into_vec().is_empty());
+    }
+}
