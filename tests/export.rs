@@ -40,8 +40,11 @@ fn candle_transformers_computes_the_same_features() {
 #[test]
 fn a_narrow_encoder_with_the_small_stem_is_rebuilt_from_its_file_alone() {
     let folder = Folder::new();
-    let config =
-        BackboneConfig { stem: Stem::Cifar, width: 16, ..BackboneConfig::named("resnet18").unwrap() };
+    let config = BackboneConfig {
+        stem: Some(Stem::Cifar),
+        width: Some(16),
+        ..BackboneConfig::named("resnet18").unwrap()
+    };
     let export = Export::write(folder.path(), "resnet18-cifar-16", config);
     let encoder = load_encoder(&export.encoder, &Device::Cpu).unwrap();
     let features = encoder.backbone.forward_t(&export.images, false).unwrap();

@@ -206,10 +206,10 @@ fn introduce(session: &Session) {
         recipe.method.name(),
         images.description,
         recipe.backbone.name,
-        if recipe.backbone.width == 64 {
-            String::new()
-        } else {
-            format!("(width {})", recipe.backbone.width)
+        match (recipe.backbone.width, recipe.backbone.patch_size) {
+            (_, Some(patch)) => format!("(patches of {patch})"),
+            (Some(width), _) if width != 64 => format!("(width {width})"),
+            _ => String::new(),
         },
         recipe.train.epochs,
         images.train.len(),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use ssl_nn::Scope;
 
 use crate::resnet::{ResNetConfig, Stem};
+use crate::vit::VitConfig;
 
 /// A network from images to one vector each.
 pub trait Backbone: Send + Sync {
@@ -19,61 +20,162 @@ pub trait Backbone: Send + Sync {
 }
 
 /// An architecture by name with the settings that a recipe may change.
+///
+/// A setting that a kind of network does not have is `None`, and [`BackboneConfig::build`] refuses it otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {
     /// One of [`BackboneConfig::NAMES`].
     pub name: String,
-    /// First layers: `imagenet` for large images, `cifar` for images up to about 64 pixels.
-    pub stem: Stem,
-    /// Channels of the first stage; the published networks have 64.
-    pub width: usize,
-    /// Start every residual branch as zero (Goyal et al., 2017), as SimCLR does.
-    pub zero_init_residual: bool,
+    /// ResNet: first layers, `imagenet` for large images, `cifar` for images up to about 64 pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stem: Option<Stem>,
+    /// ResNet: channels of the first stage, in 1..=4096; the published networks have 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+    /// ResNet: start every residual branch as zero (Goyal et al., 2017), as SimCLR does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_init_residual: Option<bool>,
+    /// ViT: side of the square images in pixels, a multiple of `patch_size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// ViT: side of the square patches in pixels, in 1..=1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_size: Option<usize>,
+}
+
+/// The networks that there are.
+enum Architecture {
+    ResNet(ResNetConfig),
+    Vit(VitConfig),
 }
 
 impl BackboneConfig {
     /// The architectures that can be built.
-    pub const NAMES: [&'static str; 3] = ["resnet18", "resnet34", "resnet50"];
+    pub const NAMES: [&'static str; 7] =
+        ["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base", "vit_large"];
 
-    /// The published network `name`: ImageNet stem, width 64.
+    /// The published network `name`: a ResNet with ImageNet stem and width 64, or a ViT for images of 224 pixels and
+    /// patches of 16.
     ///
     /// # Errors
     /// If there is no such network; the message lists those there are.
     pub fn named(name: &str) -> Result<Self> {
-        let config =
-            Self { name: name.to_owned(), stem: Stem::ImageNet, width: 64, zero_init_residual: false };
-        config.resnet().map(|_| config)
+        let none = Self {
+            name: name.to_owned(),
+            stem: None,
+            width: None,
+            zero_init_residual: None,
+            image_size: None,
+            patch_size: None,
+        };
+        Ok(match published(name)? {
+            Architecture::ResNet(resnet) => Self {
+                stem: Some(resnet.stem),
+                width: Some(resnet.width),
+                zero_init_residual: Some(resnet.zero_init_residual),
+                ..none
+            },
+            Architecture::Vit(vit) => {
+                Self { image_size: Some(vit.image_size), patch_size: Some(vit.patch_size), ..none }
+            }
+        })
+    }
+
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// Names the setting, its value and the allowed range.
+    pub fn validate(&self) -> Result<()> {
+        self.architecture().map(drop)
     }
 
     /// Creates the parameters in `scope` and returns the network.
     ///
     /// # Errors
-    /// If the name is unknown, the width is 0, or a parameter's name is taken.
+    /// As [`BackboneConfig::validate`], or if a parameter's name is taken.
     pub fn build(&self, scope: &Scope) -> Result<Box<dyn Backbone>> {
-        Ok(Box::new(self.resnet()?.build(scope)?))
+        Ok(match self.architecture()? {
+            Architecture::ResNet(resnet) => Box::new(resnet.build(scope)?),
+            Architecture::Vit(vit) => Box::new(vit.build(scope)?),
+        })
     }
 
     /// Width of the embedding, without building the network.
     ///
     /// # Errors
-    /// If the name is unknown.
+    /// As [`BackboneConfig::validate`].
     pub fn embed_dim(&self) -> Result<usize> {
-        Ok(self.resnet()?.embed_dim())
-    }
-
-    fn resnet(&self) -> Result<ResNetConfig> {
-        let base = match self.name.as_str() {
-            "resnet18" => ResNetConfig::resnet18(),
-            "resnet34" => ResNetConfig::resnet34(),
-            "resnet50" => ResNetConfig::resnet50(),
-            name => bail!("unknown backbone `{name}`; available: {}", Self::NAMES.join(", ")),
-        };
-        Ok(ResNetConfig {
-            stem: self.stem,
-            width: self.width,
-            zero_init_residual: self.zero_init_residual,
-            ..base
+        Ok(match self.architecture()? {
+            Architecture::ResNet(resnet) => resnet.embed_dim(),
+            Architecture::Vit(vit) => vit.dim,
         })
     }
+
+    /// How the last feature map becomes a vector: `avg`, the mean over its pixels, or `token`, the class token.
+    ///
+    /// # Errors
+    /// If the name is unknown.
+    pub fn pooling(&self) -> Result<&'static str> {
+        Ok(match published(&self.name)? {
+            Architecture::ResNet(_) => "avg",
+            Architecture::Vit(_) => "token",
+        })
+    }
+
+    fn architecture(&self) -> Result<Architecture> {
+        match published(&self.name)? {
+            Architecture::ResNet(base) => {
+                self.refuse(&[
+                    ("image_size", self.image_size.is_some()),
+                    ("patch_size", self.patch_size.is_some()),
+                ])?;
+                let width = self.width.unwrap_or(base.width);
+                if !(1..=4096).contains(&width) {
+                    bail!("backbone.width = {width} is not in 1..=4096");
+                }
+                Ok(Architecture::ResNet(ResNetConfig {
+                    stem: self.stem.unwrap_or(base.stem),
+                    width,
+                    zero_init_residual: self.zero_init_residual.unwrap_or(base.zero_init_residual),
+                    ..base
+                }))
+            }
+            Architecture::Vit(base) => {
+                self.refuse(&[
+                    ("stem", self.stem.is_some()),
+                    ("width", self.width.is_some()),
+                    ("zero_init_residual", self.zero_init_residual.is_some()),
+                ])?;
+                let vit = VitConfig {
+                    image_size: self.image_size.unwrap_or(base.image_size),
+                    patch_size: self.patch_size.unwrap_or(base.patch_size),
+                    ..base
+                };
+                vit.validate().map_err(|reason| candle_core::Error::Msg(format!("backbone.{reason}")))?;
+                Ok(Architecture::Vit(vit))
+            }
+        }
+    }
+
+    /// Refuses the settings that are given and that this kind of network does not have.
+    fn refuse(&self, settings: &[(&str, bool)]) -> Result<()> {
+        match settings.iter().find(|(_, given)| *given) {
+            Some((key, _)) => bail!("backbone.{key} is no setting of `{}`", self.name),
+            None => Ok(()),
+        }
+    }
+}
+
+fn published(name: &str) -> Result<Architecture> {
+    Ok(match name {
+        "resnet18" => Architecture::ResNet(ResNetConfig::resnet18()),
+        "resnet34" => Architecture::ResNet(ResNetConfig::resnet34()),
+        "resnet50" => Architecture::ResNet(ResNetConfig::resnet50()),
+        "vit_tiny" => Architecture::Vit(VitConfig::vit_tiny()),
+        "vit_small" => Architecture::Vit(VitConfig::vit_small()),
+        "vit_base" => Architecture::Vit(VitConfig::vit_base()),
+        "vit_large" => Architecture::Vit(VitConfig::vit_large()),
+        name => bail!("unknown backbone `{name}`; available: {}", BackboneConfig::NAMES.join(", ")),
+    })
 }

@@ -1,4 +1,4 @@
-//! A trained encoder as a file: weights under torchvision's names and what one must know to use them.
+//! A trained encoder as a file: weights under torchvision's or timm's names and what one must know to use them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub struct EncoderInfo {
     pub mean: [f64; 3],
     /// Standard deviation of each channel, divided by.
     pub std: [f64; 3],
-    /// How the last feature map becomes a vector: `avg`.
+    /// How the last feature map becomes a vector: `avg`, or `token` for the class token.
     pub pooling: String,
     /// Licence of the weights.
     pub licence: String,
@@ -53,7 +53,7 @@ impl std::fmt::Debug for Encoder {
     }
 }
 
-/// Writes `tensors`, named as torchvision names them, and `info` to a safetensors file.
+/// Writes `tensors`, named as torchvision or timm names them, and `info` to a safetensors file.
 ///
 /// `torchvision.models.resnet18` with its `fc` replaced by an identity loads the file with `strict=True`. The metadata
 /// holds `format = pt` for PyTorch's readers and each field of `info` by itself.
@@ -102,8 +102,8 @@ mod tests {
     fn info() -> EncoderInfo {
         EncoderInfo {
             backbone: BackboneConfig {
-                width: 4,
-                stem: Stem::Cifar,
+                width: Some(4),
+                stem: Some(Stem::Cifar),
                 ..BackboneConfig::named("resnet18").unwrap()
             },
             method: "simclr".into(),
@@ -140,7 +140,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("encoder.safetensors");
         let params = Params::new(3, DType::F32, &Device::Cpu);
-        let narrow = BackboneConfig { width: 2, ..info().backbone };
+        let narrow = BackboneConfig { width: Some(2), ..info().backbone };
         narrow.build(&params.root()).unwrap();
         save_encoder(&path, tensors(&params), &info()).unwrap();
         let error = load_encoder(&path, &Device::Cpu).unwrap_err().to_string();

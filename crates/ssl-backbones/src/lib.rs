@@ -1,4 +1,4 @@
-//! Vision backbones that train on candle, under the names that torchvision uses.
+//! Vision backbones that train on candle, under the names that torchvision and timm use.
 //!
 //! A [`BackboneConfig`] names an architecture and builds it; [`save_encoder`] writes a trained one to a safetensors
 //! file that torchvision loads with `strict=True`, and [`load_encoder`] rebuilds it from that file alone.
@@ -8,7 +8,7 @@
 //! use ssl_backbones::{BackboneConfig, Stem};
 //! use ssl_nn::Params;
 //!
-//! let config = BackboneConfig { stem: Stem::Cifar, width: 8, ..BackboneConfig::named("resnet18")? };
+//! let config = BackboneConfig { stem: Some(Stem::Cifar), width: Some(8), ..BackboneConfig::named("resnet18")? };
 //! let params = Params::new(0, DType::F32, &Device::Cpu);
 //! let backbone = config.build(&params.root())?;
 //! let features = backbone.forward_t(&Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?, false)?;
@@ -21,9 +21,11 @@ mod encoder;
 mod error;
 mod resnet;
 mod tensor_file;
+mod vit;
 
 pub use backbone::{Backbone, BackboneConfig};
 pub use encoder::{Encoder, EncoderInfo, load_encoder, save_encoder};
 pub use error::{Error, Result};
 pub use resnet::{Block, ResNet, ResNetConfig, Stem};
 pub use tensor_file::{TensorFile, write_atomically};
+pub use vit::{Vit, VitConfig};

@@ -130,8 +130,11 @@ mod tests {
 
     fn tiny(config: &SimClrConfig) -> (Params, SimClr) {
         let params = Params::new(11, DType::F32, &Device::Cpu);
-        let backbone =
-            BackboneConfig { stem: Stem::Cifar, width: 4, ..BackboneConfig::named("resnet18").unwrap() };
+        let backbone = BackboneConfig {
+            stem: Some(Stem::Cifar),
+            width: Some(4),
+            ..BackboneConfig::named("resnet18").unwrap()
+        };
         let method = SimClr::new(config, &backbone, &params).unwrap();
         (params, method)
     }

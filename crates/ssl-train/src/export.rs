@@ -38,7 +38,7 @@ pub(crate) fn export(
         input_size: recipe.augment.size,
         mean: recipe.augment.mean,
         std: recipe.augment.std,
-        pooling: "avg".to_owned(),
+        pooling: recipe.backbone.pooling()?.to_owned(),
         // SPDX for: whoever trained it has not said.
         licence: "NOASSERTION".to_owned(),
         recipe_hash: recipe.hash()?,

@@ -224,6 +224,12 @@ impl Recipe {
         };
         let (method, optimizer) = (chosen("method", "simclr")?, chosen("optimizer", "lars")?);
         let (schedule, backbone) = (chosen("schedule", "cosine")?, chosen("backbone", "resnet50")?);
+        let mut backbone = BackboneConfig::named(&backbone)
+            .map_err(|_| unknown("backbone", &backbone, &BackboneConfig::NAMES))?;
+        // A network with a size of its own is built for that of the views.
+        let size = layer.get("augment").and_then(|augment| augment.get("size")).and_then(Value::as_integer);
+        let size = size.and_then(|size| usize::try_from(size).ok());
+        backbone.image_size = backbone.image_size.map(|default| size.unwrap_or(default));
         Ok(Self {
             name: "unnamed".to_owned(),
             seed: 0,
@@ -237,8 +243,7 @@ impl Recipe {
                 std: [1.0; 3],
                 overrides: Table::new(),
             },
-            backbone: BackboneConfig::named(&backbone)
-                .map_err(|_| unknown("backbone", &backbone, &BackboneConfig::NAMES))?,
+            backbone,
             method: MethodConfig::named(&method)
                 .ok_or_else(|| unknown("method", &method, &MethodConfig::NAMES))?,
             optimizer: OptimizerConfig::named(&optimizer)
@@ -257,8 +262,12 @@ impl Recipe {
         if i64::try_from(self.seed).is_err() {
             return refuse(format!("seed = {} is not in 0..=9223372036854775807", self.seed));
         }
-        if self.backbone.width == 0 || self.backbone.width > 4096 {
-            return refuse(format!("backbone.width = {} is not in 1..=4096", self.backbone.width));
+        self.backbone.validate().map_err(|error| Error::Recipe(error.to_string()))?;
+        if let Some(size) = self.backbone.image_size.filter(|size| *size != self.augment.size) {
+            return refuse(format!(
+                "backbone.image_size = {size} is not augment.size = {}",
+                self.augment.size
+            ));
         }
         if train.epochs > MAX_EPOCHS {
             return refuse(format!("train.epochs = {} is not in 1..={MAX_EPOCHS}", train.epochs));
@@ -443,6 +452,7 @@ mod tests {
                 "100000000",
                 "method.projector_hidden = 100000000 is not in 0..=65536",
             ),
+            ("backbone.patch_size", "4", "unknown key `backbone.patch_size`"),
             ("backbone.name", "vgg16", "available: resnet18, resnet34, resnet50"),
             ("backbone.width", "0", "backbone.width = 0 is not in 1..=4096"),
             (
@@ -484,6 +494,20 @@ mod tests {
         ] {
             let error = parse(&[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(part) && !error.contains('\n'), "{key}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_vision_transformer_is_built_for_the_size_of_the_views() {
+        let vit = |more: &[(&str, &str)]| parse(&[&[("backbone.name", "vit_tiny")], more].concat());
+        assert_eq!(vit(&[("backbone.patch_size", "7")]).unwrap().backbone.image_size, Some(28));
+        for (key, value, part) in [
+            ("backbone.patch_size", "16", "image_size = 28 is not a multiple of patch_size = 16"),
+            ("backbone.image_size", "56", "backbone.image_size = 56 is not augment.size = 28"),
+            ("backbone.stem", "cifar", "unknown key `backbone.stem`"),
+        ] {
+            let error = vit(&[("backbone.patch_size", "7"), (key, value)]).unwrap_err().to_string();
+            assert!(error.contains(part), "{key}={value}: {error}");
         }
     }
 

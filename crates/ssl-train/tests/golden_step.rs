@@ -172,8 +172,11 @@ impl Run {
 /// The method of the reference with the pattern weights.
 fn simclr() -> (Params, SimClr) {
     let params = Params::new(0, DType::F32, &Device::Cpu);
-    let backbone =
-        BackboneConfig { stem: Stem::Cifar, width: 8, ..BackboneConfig::named("resnet18").unwrap() };
+    let backbone = BackboneConfig {
+        stem: Some(Stem::Cifar),
+        width: Some(8),
+        ..BackboneConfig::named("resnet18").unwrap()
+    };
     let config =
         SimClrConfig { temperature: 0.2, projector_hidden: 16, projector_dim: 12, projector_layers: 2 };
     let method = SimClr::new(&config, &backbone, &params).unwrap();

@@ -22,7 +22,7 @@ struct Step {
     batch: usize,
 }
 
-const STEPS: [Step; 2] = [
+const STEPS: [Step; 4] = [
     Step {
         id: "resnet18-cifar-32/simclr/b64",
         backbone: || resnet("resnet18", Stem::Cifar),
@@ -35,6 +35,8 @@ const STEPS: [Step; 2] = [
         size: 224,
         batch: 4,
     },
+    Step { id: "vit-tiny-p4-32/simclr/b64", backbone: || vit("vit_tiny", 32, 4), size: 32, batch: 64 },
+    Step { id: "vit-small-p8-96/simclr/b8", backbone: || vit("vit_small", 96, 8), size: 96, batch: 8 },
 ];
 
 pub(super) fn cases() -> Vec<Case> {
@@ -47,7 +49,12 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn resnet(name: &str, stem: Stem) -> candle_core::Result<BackboneConfig> {
-    Ok(BackboneConfig { stem, ..BackboneConfig::named(name)? })
+    Ok(BackboneConfig { stem: Some(stem), ..BackboneConfig::named(name)? })
+}
+
+fn vit(name: &str, image_size: usize, patch_size: usize) -> candle_core::Result<BackboneConfig> {
+    let (image_size, patch_size) = (Some(image_size), Some(patch_size));
+    Ok(BackboneConfig { image_size, patch_size, ..BackboneConfig::named(name)? })
 }
 
 impl Step {
