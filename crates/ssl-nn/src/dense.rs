@@ -110,3 +110,30 @@ mod tests {
         assert_eq!((rows, sums), ([11.0, 22.0, 13.0, 24.0], [25.0, 47.0]));
     }
 }
+#[cfg(test)]
+mod rates {
+    use super::*;
+    #[test]
+    fn rate() {
+        for rows in [112, 130, 224] {
+        for (i, o) in [(192, 576), (192, 192), (192, 768), (768, 192), (384, 1152), (384, 384), (384, 1536), (1536, 384)] {
+            let (x, w, dy) = (vec![1f32; rows * i], vec![1f32; i * o], vec![1f32; rows * o]);
+            let mut y = vec![0f32; rows * o];
+            let mut dx = vec![0f32; rows * i];
+            let mut dw = vec![0f32; i * o];
+            let f = Operand::forward(&w, i);
+            let b = Operand::backward(&w, i);
+            let mut packed = Vec::new();
+            let mut t = |f: &mut dyn FnMut()| {
+                let n = 100;
+                f();
+                let s = std::time::Instant::now();
+                for _ in 0..n { f(); }
+                2.0 * (rows * i * o * n) as f64 / s.elapsed().as_secs_f64() / 1e9
+            };
+            let r = [t(&mut || f.apply(&x, &mut y)), t(&mut || b.apply(&dy, &mut dx)), t(&mut || add_weight_gradient((&dy, o), (&x, i), &mut dw, &mut packed))];
+            println!("{rows} {i}->{o}: fwd {:.0} dx {:.0} dw {:.0}", r[0], r[1], r[2]);
+        }
+        }
+    }
+}

@@ -222,6 +222,14 @@ impl<T: Element> Problem<T> {
         // SAFETY: as for `blocks`; a tile that is not full goes through a buffer of its own.
         unsafe {
             let mut sums = [[V::zero(); NV]; MR];
+            if accumulate {
+                // What is added to at the end comes into the cache in the meantime.
+                for r in 0..MR {
+                    for v in 0..NV {
+                        V::prefetch(self.c.wrapping_add((i + r) * self.ldc + j + v * V::LANES));
+                    }
+                }
+            }
             for run in runs {
                 let mut a = self.a.add(run.a + i * self.a_row);
                 let mut b = b.add(run.b);
@@ -275,6 +283,8 @@ trait Vector<T>: Copy {
     unsafe fn splat(value: T) -> Self;
     unsafe fn load(from: *const T) -> Self;
     unsafe fn store(self, to: *mut T);
+    /// Brings the cache line of `at`, any address, into the cache.
+    fn prefetch(_at: *const T) {}
     unsafe fn add(self, other: Self) -> Self;
     /// `self · factor + summand`.
     unsafe fn mul_add(self, factor: Self, summand: Self) -> Self;
@@ -343,7 +353,7 @@ pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        __m256, __m512, _MM_HINT_T0, _mm_prefetch, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
         _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
         _mm512_storeu_ps,
     };
@@ -401,6 +411,12 @@ mod x86 {
                 unsafe fn store(self, to: *mut f32) {
                     // SAFETY: see above; the caller vouches for the elements.
                     unsafe { $store(to, self) }
+                }
+
+                #[inline(always)]
+                fn prefetch(at: *const f32) {
+                    // SAFETY: a prefetch reads nothing that a program could notice, from any address.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
                 }
 
                 #[inline(always)]
