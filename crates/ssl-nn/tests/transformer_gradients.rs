@@ -5,63 +5,43 @@
 
 mod differences;
 
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use ssl_nn::{Purpose, attention, attention_map, gelu, gelu_tanh, layer_norm, quick_gelu, rng};
 
-use differences::{below, cases, check, uniform};
-
-fn values(x: &Tensor) -> Vec<f64> {
-    x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64) {
-    assert_eq!(a.dims(), b.dims());
-    for (a, b) in values(a).iter().zip(values(b)) {
-        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{a} is not {b}");
-    }
-}
-
-/// One of three layouts of the same shape: contiguous, transposed, narrowed.
-fn view(x: &Var, layout: usize) -> Result<Tensor> {
-    match layout {
-        0 => Ok(x.as_tensor().clone()),
-        1 => x.transpose(0, 1),
-        _ => x.narrow(0, 1, x.dim(0)? - 1),
-    }
-}
+use differences::{
+    Input, assert_close, assert_independent_of_threads, below, cases, check, layouts, uniform, values,
+};
 
 #[test]
 fn layer_norm_in_value_and_gradient() {
-    for (case, mut rng) in (0..).zip(cases(100, 60)) {
-        let layout = case % 3;
+    for (layout, mut rng) in layouts().zip(cases(100, 60)) {
         let shape = [2 + below(&mut rng, 20), 2 + below(&mut rng, 20), 2 + below(&mut rng, 40)];
-        let x = Var::from_tensor(&uniform(&mut rng, &shape)).unwrap();
+        let x = Input::uniform(&mut rng, &shape, layout);
         let weight = Var::from_tensor(&uniform(&mut rng, &shape[2..])).unwrap();
         let bias = Var::from_tensor(&uniform(&mut rng, &shape[2..])).unwrap();
-        let y = layer_norm(&view(&x, layout).unwrap(), &weight, &bias, 1e-3).unwrap();
-        let v = view(&x, layout).unwrap();
+        let v = x.see().unwrap();
+        let y = layer_norm(&v, &weight, &bias, 1e-3).unwrap();
         let centred = v.broadcast_sub(&v.mean_keepdim(D::Minus1).unwrap()).unwrap();
         let variance = centred.sqr().unwrap().mean_keepdim(D::Minus1).unwrap();
         let normed = centred.broadcast_div(&(variance + 1e-3).unwrap().sqrt().unwrap()).unwrap();
         let expected = normed.broadcast_mul(&weight).unwrap().broadcast_add(&bias).unwrap();
         assert_close(&y, &expected, 1e-12);
-        let label = format!("layer norm {shape:?}, layout {layout}");
-        check(&mut rng, &label, &[x.clone(), weight.clone(), bias.clone()], || {
-            layer_norm(&view(&x, layout)?, &weight, &bias, 1e-3)
+        let label = format!("layer norm {shape:?}, {layout:?}");
+        check(&mut rng, &label, &[x.var.clone(), weight.clone(), bias.clone()], || {
+            layer_norm(&x.see()?, &weight, &bias, 1e-3)
         });
     }
 }
 
 #[test]
 fn gelus_in_value_and_gradient() {
-    for (case, mut rng) in (0..).zip(cases(101, 30)) {
+    for (layout, mut rng) in layouts().zip(cases(101, 32)) {
         let shape = [2 + below(&mut rng, 9), 2 + below(&mut rng, 40)];
-        let x = Var::from_tensor(&(uniform(&mut rng, &shape) * 6.0).unwrap()).unwrap();
-        let layout = case % 3;
+        let input = Input::uniform(&mut rng, &shape, layout).times(6.0);
+        let x = input.see().unwrap();
         for f in [gelu, gelu_tanh, quick_gelu] {
-            check(&mut rng, &format!("{shape:?}, layout {layout}"), std::slice::from_ref(&x), || {
-                f(&view(&x, layout)?)
-            });
+            let label = format!("{shape:?}, {layout:?}");
+            check(&mut rng, &label, std::slice::from_ref(&input.var), || f(&input.see()?));
             let single = f(&x.to_dtype(DType::F32).unwrap()).unwrap();
             assert_close(&single, &f(&x).unwrap(), 2e-6);
         }
@@ -105,30 +85,26 @@ fn layer_norm_does_not_depend_on_threads_and_refuses_other_widths() {
         let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         [&x, &weight, &bias].map(|v| values(grads.get(v).unwrap()))
     };
-    let with = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(run);
-    let one = with(1);
-    assert_eq!(one, with(2));
-    assert_eq!(one, with(4));
+    assert_independent_of_threads(run);
     let error = layer_norm(&x, &weight.narrow(0, 0, 32).unwrap(), &bias, 1e-6).unwrap_err().to_string();
     assert!(error.contains("(33)") && error.contains("[32]"), "{error}");
 }
 
 #[test]
 fn attention_in_value_and_gradient() {
-    for (case, mut rng) in (0..).zip(cases(103, 40)) {
+    for (layout, mut rng) in layouts().zip(cases(103, 40)) {
         let (heads, width) = (1 + below(&mut rng, 4), 1 + below(&mut rng, 6));
         let shape = [2 + below(&mut rng, 3), 2 + below(&mut rng, 20), 3 * heads * width];
-        let layout = case % 3;
-        let x = Var::from_tensor(&(uniform(&mut rng, &shape) * 2.0).unwrap()).unwrap();
-        let v = view(&x, layout).unwrap();
+        let x = Input::uniform(&mut rng, &shape, layout).times(2.0);
+        let v = x.see().unwrap();
         let (b, n, _) = v.dims3().unwrap();
         let values = v.narrow(2, 2 * heads * width, heads * width).unwrap();
         let values = values.reshape((b, n, heads, width)).unwrap().transpose(1, 2).unwrap();
         let expected = attention_map(&v, heads).unwrap().matmul(&values.contiguous().unwrap()).unwrap();
         let expected = expected.transpose(1, 2).unwrap().reshape((b, n, heads * width)).unwrap();
         assert_close(&attention(&v, heads).unwrap(), &expected, 1e-12);
-        let label = format!("{heads} heads, {shape:?}, layout {layout}");
-        check(&mut rng, &label, std::slice::from_ref(&x), || attention(&view(&x, layout)?, heads));
+        let label = format!("{heads} heads, {shape:?}, {layout:?}");
+        check(&mut rng, &label, std::slice::from_ref(&x.var), || attention(&x.see()?, heads));
     }
     let error = attention(&Tensor::zeros((2, 3, 8), DType::F32, &Device::Cpu).unwrap(), 2).unwrap_err();
     assert!(error.to_string().contains("a multiple of 6"), "{error}");
@@ -146,10 +122,7 @@ fn attention_over_several_tiles_does_not_depend_on_threads() {
         let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         [values(&y), values(grads.get(&x).unwrap())]
     };
-    let with = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(run);
-    let one = with(1);
-    assert_eq!(one, with(2));
-    assert_eq!(one, with(4));
+    assert_independent_of_threads(run);
     let nan = (x.as_tensor() * f64::NAN).unwrap();
     assert!(values(&attention(&nan, 2).unwrap()).iter().all(|y| y.is_nan()));
 }
