@@ -8,7 +8,7 @@ mod differences;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, LinearConfig, Mlp, MlpConfig, Params,
-    Purpose, Rng, add_relu, conv2d, global_avg_pool, global_avg_pool_channels_last, max_pool2d,
+    Purpose, Rng, add_relu, avg_pool2d, conv2d, global_avg_pool, global_avg_pool_channels_last, max_pool2d,
     max_pool2d_channels_last, relu, residual_block, rng,
 };
 
@@ -172,6 +172,7 @@ fn pooling_and_activations() {
         };
         checked("max", &|x| max_pool2d(x, kernel, stride, padding));
         checked("max, channels last", &|x| max_pool2d_channels_last(x, 1, stride, 0));
+        checked("average", &|x| avg_pool2d(x, kernel, stride, padding));
         checked("global average", &global_avg_pool);
         checked("global average, channels last", &global_avg_pool_channels_last);
         checked("relu", &relu);
