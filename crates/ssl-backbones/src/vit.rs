@@ -4,6 +4,7 @@
 use candle_core::{Result, Tensor, bail};
 use ssl_nn::{
     AttentionOptions, BlockOptions, Init, LayerNorm, Scope, TransformerBlock, TransformerBlockConfig, linear,
+    transformer_blocks,
 };
 
 use crate::backbone::Backbone;
@@ -118,7 +119,7 @@ impl Vit {
     /// # Errors
     /// If the images are not of the size that the network was built for.
     pub fn forward_features(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(&self.forward_blocks(x)?)
+        self.norm.forward(&self.forward_blocks(x, None)?)
     }
 
     /// How much each token looks at each other in the last block: `(B, heads, 1 + patches, 1 + patches)`, rows summing
@@ -127,21 +128,15 @@ impl Vit {
     /// # Errors
     /// As [`Vit::forward_features`].
     pub fn last_attention(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.embed(x)?;
         let Some((last, blocks)) = self.blocks.split_last() else { bail!("vision transformer: no blocks") };
-        for block in blocks {
-            x = block.forward(&x, &BlockOptions::default())?;
-        }
-        last.attention_map(&x, &AttentionOptions::default())
+        let blocks: Vec<_> = blocks.iter().map(|block| (block, BlockOptions::default())).collect();
+        last.attention_map(&transformer_blocks(&self.embed(x)?, &blocks, None)?, &AttentionOptions::default())
     }
 
-    /// The tokens before the last norm.
-    fn forward_blocks(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.embed(x)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &BlockOptions::default())?;
-        }
-        Ok(x)
+    /// The tokens before the last norm, or the `first` of them.
+    fn forward_blocks(&self, x: &Tensor, first: Option<usize>) -> Result<Tensor> {
+        let blocks: Vec<_> = self.blocks.iter().map(|block| (block, BlockOptions::default())).collect();
+        transformer_blocks(&self.embed(x)?, &blocks, first)
     }
 
     /// The tokens before the first block.
@@ -172,7 +167,7 @@ impl Backbone for Vit {
     /// The class token after the last norm.
     fn forward_t(&self, x: &Tensor, _: bool) -> Result<Tensor> {
         // The norm is one of rows: that of the class token needs no other.
-        self.norm.forward(&self.forward_blocks(x)?.narrow(1, 0, 1)?.squeeze(1)?)
+        self.norm.forward(&self.forward_blocks(x, Some(1))?.squeeze(1)?)
     }
 }
 

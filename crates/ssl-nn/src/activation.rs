@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use crate::gelu::{erf_form, gelu, gelu_tanh, quick_gelu, sigmoid_form, tanh_form};
 use crate::graph::{gradient, node};
 use crate::kernel::wide;
+use crate::lanes::{LANES, blocks, load, store};
 use crate::real::Real;
 use crate::storage::{Element, dispatch, reader};
 
@@ -39,7 +40,14 @@ impl Activation {
     /// The values of `x`, on the calling thread.
     pub(crate) fn values<T: Real>(self, x: &[T], y: &mut [T]) {
         fn values<T: Real>(x: &[T], y: &mut [T], f: impl Fn(T) -> (T, T)) {
-            wide(|| y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x).0));
+            wide(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = f(*x).0;
+                    }
+                },
+            );
         }
         match self {
             Activation::Gelu => values(x, y, erf_form),
@@ -51,7 +59,14 @@ impl Activation {
     /// The gradient of `x`, on the calling thread.
     pub(crate) fn gradients<T: Real>(self, x: &[T], dy: &[T], dx: &mut [T]) {
         fn slopes<T: Real>(x: &[T], dy: &[T], dx: &mut [T], f: impl Fn(T) -> (T, T)) {
-            wide(|| dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = *dy * f(*x).1));
+            wide(
+                #[inline(always)]
+                || {
+                    for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                        *dx = *dy * f(*x).1;
+                    }
+                },
+            );
         }
         match self {
             Activation::Gelu => slopes(x, dy, dx, erf_form),
@@ -63,13 +78,22 @@ impl Activation {
     /// The values once more, and the gradient of `x`, on the calling thread.
     pub(crate) fn values_and_gradients<T: Real>(self, x: &[T], dy: &[T], y: &mut [T], dx: &mut [T]) {
         fn both<T: Real>(x: &[T], dy: &[T], (y, dx): (&mut [T], &mut [T]), f: impl Fn(T) -> (T, T)) {
-            wide(|| {
-                for (((x, dy), y), dx) in x.iter().zip(dy).zip(y).zip(dx) {
-                    let (value, slope) = f(*x);
-                    *y = value;
-                    *dx = *dy * slope;
-                }
-            });
+            wide(
+                #[inline(always)]
+                || {
+                    for (start, end) in blocks(x.len()) {
+                        let (x, dy) = (load(&x[start..end]), load(&dy[start..end]));
+                        let (mut value, mut slope) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+                        for i in 0..LANES {
+                            let (v, s) = f(x[i]);
+                            value[i] = v;
+                            slope[i] = dy[i] * s;
+                        }
+                        store(&mut y[start..end], &value);
+                        store(&mut dx[start..end], &slope);
+                    }
+                },
+            );
         }
         match self {
             Activation::Gelu => both(x, dy, (y, dx), erf_form),

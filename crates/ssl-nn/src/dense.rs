@@ -48,22 +48,28 @@ pub(crate) fn add_weight_gradient<T: Element>(
 
 /// Adds `bias` to every row.
 pub(crate) fn add_bias<T: Element>(rows: &mut [T], bias: &[T]) {
-    wide(|| {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
-        }
-    });
+    wide(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
+            }
+        },
+    );
 }
 
 /// `sums += Σ rows`. The rows are added up first, so that a long sum is one of a few short ones.
 pub(crate) fn add_columns<T: Element>(rows: &[T], sums: &mut [T]) {
     let mut total = vec![T::ZERO; sums.len()];
-    wide(|| {
-        for row in rows.chunks_exact(total.len()) {
-            total.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
-        }
-        sums.iter_mut().zip(&total).for_each(|(sum, v)| *sum += *v);
-    });
+    wide(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact(total.len()) {
+                total.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
+            }
+            sums.iter_mut().zip(&total).for_each(|(sum, v)| *sum += *v);
+        },
+    );
 }
 
 #[cfg(test)]
@@ -108,32 +114,5 @@ mod tests {
         let mut sums = [1.0, 1.0];
         add_columns(&rows, &mut sums);
         assert_eq!((rows, sums), ([11.0, 22.0, 13.0, 24.0], [25.0, 47.0]));
-    }
-}
-#[cfg(test)]
-mod rates {
-    use super::*;
-    #[test]
-    fn rate() {
-        for rows in [112, 130, 224] {
-        for (i, o) in [(192, 576), (192, 192), (192, 768), (768, 192), (384, 1152), (384, 384), (384, 1536), (1536, 384)] {
-            let (x, w, dy) = (vec![1f32; rows * i], vec![1f32; i * o], vec![1f32; rows * o]);
-            let mut y = vec![0f32; rows * o];
-            let mut dx = vec![0f32; rows * i];
-            let mut dw = vec![0f32; i * o];
-            let f = Operand::forward(&w, i);
-            let b = Operand::backward(&w, i);
-            let mut packed = Vec::new();
-            let mut t = |f: &mut dyn FnMut()| {
-                let n = 100;
-                f();
-                let s = std::time::Instant::now();
-                for _ in 0..n { f(); }
-                2.0 * (rows * i * o * n) as f64 / s.elapsed().as_secs_f64() / 1e9
-            };
-            let r = [t(&mut || f.apply(&x, &mut y)), t(&mut || b.apply(&dy, &mut dx)), t(&mut || add_weight_gradient((&dy, o), (&x, i), &mut dw, &mut packed))];
-            println!("{rows} {i}->{o}: fwd {:.0} dx {:.0} dw {:.0}", r[0], r[1], r[2]);
-        }
-        }
     }
 }

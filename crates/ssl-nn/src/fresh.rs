@@ -29,6 +29,18 @@ impl<T: Element> Fresh<T> {
         room.par_chunks_mut(size.max(1)).map(move |room| Part { room, cleared })
     }
 
+    /// All of it in parts that end where `ends` says.
+    pub(crate) fn parts_at(&mut self, ends: impl Iterator<Item = usize>) -> Vec<Part<'_, T>> {
+        let (cleared, mut room) = (&self.cleared, &mut self.data.spare_capacity_mut()[..self.len]);
+        let mut start = 0;
+        let parts = ends.map(|end| {
+            let (part, rest) = std::mem::take(&mut room).split_at_mut(end - start);
+            (room, start) = (rest, end);
+            Part { room: part, cleared }
+        });
+        parts.collect()
+    }
+
     /// The vector, once every part has been cleared.
     pub(crate) fn into_vec(mut self) -> Vec<T> {
         assert_eq!(*self.cleared.get_mut(), self.len, "a part of a buffer was left out");
@@ -68,6 +80,10 @@ mod tests {
             part[0] = i as f32;
         });
         assert_eq!(fresh.into_vec(), [0., 0., 0., 0., 1., 0., 0., 0., 2., 0.]);
+        let mut fresh = Fresh::<f32>::new(5);
+        let lens: Vec<usize> =
+            fresh.parts_at([2, 2, 5].into_iter()).into_iter().map(|p| p.clear().len()).collect();
+        assert_eq!((lens, fresh.into_vec().len()), (vec![2, 0, 3], 5));
         assert!(Fresh::<f64>::new(0).into_vec().is_empty());
     }
 }

@@ -18,6 +18,10 @@ pub enum Purpose {
     Augment = 3,
     /// Splits of a data set into parts.
     Split = 4,
+    /// Elements that a dropout sets to 0.
+    Dropout = 5,
+    /// Samples that a residual branch leaves out.
+    DropPath = 6,
 }
 
 /// The generator at the coordinates `(seed, purpose, epoch, sample, view)`.

@@ -1,4 +1,4 @@
-//! The block of vision transformers (Dosovitskiy et al., 2020, <https://arxiv.org/abs/2010.11929>) as one operation.
+//! The blocks of vision transformers (Dosovitskiy et al., 2020, <https://arxiv.org/abs/2010.11929>) as one operation.
 //!
 //! A block has two branches of the same form, `x + scale · second(middle(first(norm(x))))`, whose middle is the
 //! attention of whole samples or an activation. Each is computed for a few rows at a time, which stay in the cache from
@@ -6,25 +6,17 @@
 //! which costs little beside the products.
 
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::activation::Activation;
-use crate::attention::{AttentionOptions, Heads, Scratch as AttentionScratch, Sizes, attention, slice_of};
-use crate::convolve::{parts, sum_in_order};
-use crate::dense::{Operand, add_bias, add_columns, add_weight_gradient};
-use crate::fresh::Fresh;
+use crate::attention::{AttentionOptions, Heads, Sizes, attention, slice_of};
+use crate::branch::Branch;
 use crate::graph::{Gradients, gradient, node};
 use crate::init::Init;
-use crate::kernel::wide;
-use crate::layer_norm::{LayerNorm, backward_rows, forward_rows};
+use crate::layer_norm::LayerNorm;
 use crate::linear::{Linear, LinearConfig};
 use crate::params::Scope;
 use crate::real::Real;
-use crate::scratch::with_scratch;
 use crate::storage::{dispatch, reader};
-
-/// Rows that are computed together.
-const ROWS: usize = 112;
 
 /// Settings of a [`TransformerBlock`]; the defaults are those of timm's vision transformers.
 #[derive(Clone, Copy, Debug)]
@@ -156,9 +148,14 @@ impl TransformerBlock {
     /// # Errors
     /// If `x` or one of `options` is not of its shape.
     pub fn forward(&self, x: &Tensor, options: &BlockOptions<'_>) -> Result<Tensor> {
+        transformer_blocks(x, &[(self, *options)], None)
+    }
+
+    /// Checks `x` and the options for this block.
+    fn check(&self, x: &Tensor, options: &BlockOptions<'_>) -> Result<Sizes> {
         let (batch, tokens, dim) = x.dims3()?;
-        if dim != self.attention.norm.dim() || batch * tokens == 0 {
-            let width = self.attention.norm.dim();
+        let width = self.attention.norm.dim();
+        if dim != width || batch * tokens == 0 {
             bail!("transformer block: expected (B, N, {width}) with at least one token, got {:?}", x.dims());
         }
         for factors in options.drop_path.into_iter().flatten().filter(|factors| factors.dims() != [batch]) {
@@ -166,10 +163,7 @@ impl TransformerBlock {
         }
         let sizes = Sizes { tokens, heads: self.heads, width: dim / self.heads };
         options.attention.check(x, batch, sizes)?;
-        if !x.device().is_cpu() {
-            return self.composite(x, options);
-        }
-        dispatch!(x.dtype(), "transformer block", T => self.on_cpu::<T>(x, sizes, options))
+        Ok(sizes)
     }
 
     /// The same block with parameters that get no gradient, as in a teacher. They stay those of the store.
@@ -204,29 +198,73 @@ impl TransformerBlock {
         let middle = self.activation.apply(&first(&self.mlp, &x)?)?;
         add(&x, &self.mlp, &middle, 1)
     }
+}
 
-    fn on_cpu<T: Real>(&self, x: &Tensor, sizes: Sizes, options: &BlockOptions<'_>) -> Result<Tensor> {
-        let attention = BranchTensors::new(&self.attention)?;
-        let mlp = BranchTensors::new(&self.mlp)?;
-        let bias = options.attention.bias.map(Tensor::contiguous).transpose()?;
-        let keys = options.attention.keys_on_cpu()?;
-        let factors = options.drop_path.map(factors::<T>).transpose()?;
-        let run = Run {
-            x: x.contiguous()?,
-            attention,
-            mlp,
-            bias,
-            keys,
-            factors,
-            sizes,
-            activation: self.activation,
-        };
-        let saved = run.forward()?;
-        let inputs = run.inputs().into_iter().cloned().collect::<Vec<_>>();
-        let inputs: Vec<&Tensor> = inputs.iter().collect();
-        let Saved { y, rest } = saved;
-        node("transformer block", &inputs, (y, x.shape()), move |_, dy| run.backward(&rest, dy))
+/// Runs blocks one after the other, each with its options.
+///
+/// That is the same as [`TransformerBlock::forward`] block by block and cheaper: on the CPU it is one operation. Where
+/// only the `first` tokens of the result are wanted, such as the class token, the last perceptron is computed for those
+/// alone.
+///
+/// # Shapes
+/// `x`: `(B, N, dim)`; result: `(B, first, dim)`, or `(B, N, dim)` without `first`.
+///
+/// # Errors
+/// If `x` or one of the options is not of its shape, or `first` is not in `1..=N`.
+pub fn transformer_blocks(
+    x: &Tensor,
+    blocks: &[(&TransformerBlock, BlockOptions<'_>)],
+    first: Option<usize>,
+) -> Result<Tensor> {
+    let sizes = blocks.iter().map(|(block, options)| block.check(x, options)).collect::<Result<Vec<_>>>()?;
+    let (_, tokens, _) = x.dims3()?;
+    let first = first.unwrap_or(tokens);
+    if first == 0 || first > tokens {
+        bail!("transformer blocks: first = {first} is not in 1..={tokens}, the tokens of x {:?}", x.dims());
     }
+    if !x.device().is_cpu() || blocks.is_empty() {
+        let y = blocks.iter().try_fold(x.clone(), |x, (block, options)| block.composite(&x, options))?;
+        return y.narrow(1, 0, first);
+    }
+    dispatch!(x.dtype(), "transformer blocks", T => {
+        let runs = blocks.iter().zip(sizes).map(|((block, options), sizes)| Run::<T>::new(block, sizes, options));
+        on_cpu(x, runs.collect::<Result<_>>()?, first)
+    })
+}
+
+fn on_cpu<T: Real>(x: &Tensor, runs: Vec<Run<T>>, first: usize) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let (batch, tokens, dim) = x.dims3()?;
+    let mut saved: Vec<Saved<T>> = Vec::with_capacity(runs.len());
+    let mut input = Vec::new();
+    for (i, run) in runs.iter().enumerate() {
+        let wanted = if i + 1 == runs.len() { first } else { tokens };
+        let (y, rest) = match i {
+            0 => run.forward(reader(&x).slice::<T>()?, wanted)?,
+            _ => run.forward(&input, wanted)?,
+        };
+        saved.push(Saved { input: std::mem::replace(&mut input, y), rest });
+    }
+    let inputs: Vec<Tensor> =
+        std::iter::once(x).chain(runs.iter().flat_map(|run| run.inputs().into_iter().cloned())).collect();
+    let kept = inputs[0].clone();
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    node("transformer blocks", &inputs, (input, (batch, first, dim)), move |_, dy| {
+        let (x, dy) = (reader(&kept), reader(dy));
+        let mut of_blocks = Vec::with_capacity(runs.len());
+        let mut below = Vec::new();
+        for (i, (run, saved)) in runs.iter().zip(&saved).enumerate().rev() {
+            let input = if i == 0 { x.slice::<T>()? } else { &saved.input };
+            let (wanted, dy) =
+                if i + 1 == runs.len() { (first, dy.slice::<T>()?) } else { (tokens, &below[..]) };
+            let (dx, gradients) = run.backward(input, &saved.rest, dy, wanted)?;
+            of_blocks.push(gradients);
+            below = dx;
+        }
+        let mut gradients = vec![gradient(below, &kept)?];
+        gradients.extend(of_blocks.into_iter().rev().flatten());
+        Ok(gradients)
+    })
 }
 
 fn factors<T: Real>(factors: [&Tensor; 2]) -> Result<[Vec<T>; 2]> {
@@ -290,9 +328,8 @@ impl BranchTensors {
     }
 }
 
-/// A pass through a block with all that it needs.
+/// A pass through a block with all that it needs but the tokens.
 struct Run<T> {
-    x: Tensor,
     attention: BranchTensors,
     mlp: BranchTensors,
     bias: Option<Tensor>,
@@ -302,14 +339,14 @@ struct Run<T> {
     activation: Activation,
 }
 
-/// What a forward pass yields.
+/// What the backward pass needs of a block.
 struct Saved<T> {
-    y: Vec<T>,
+    /// The tokens that entered it; those of the first block are a tensor.
+    input: Vec<T>,
     rest: Rest<T>,
 }
 
-/// What the backward pass needs of it: the packed queries, keys and values; the sum between the branches; what enters
-/// the activation.
+/// The packed queries, keys and values; the sum between the branches; what enters the activation.
 struct Rest<T> {
     qkv: Vec<T>,
     between: Vec<T>,
@@ -317,378 +354,77 @@ struct Rest<T> {
 }
 
 impl<T: Real> Run<T> {
+    fn new(block: &TransformerBlock, sizes: Sizes, options: &BlockOptions<'_>) -> Result<Self> {
+        Ok(Self {
+            attention: BranchTensors::new(&block.attention)?,
+            mlp: BranchTensors::new(&block.mlp)?,
+            bias: options.attention.bias.map(Tensor::contiguous).transpose()?,
+            keys: options.attention.keys_on_cpu()?,
+            factors: options.drop_path.map(factors::<T>).transpose()?,
+            sizes,
+            activation: block.activation,
+        })
+    }
+
     fn inputs(&self) -> Vec<&Tensor> {
-        let branches = self.attention.present().chain(self.mlp.present());
-        std::iter::once(&self.x).chain(branches).chain(&self.bias).collect()
+        self.attention.present().chain(self.mlp.present()).chain(&self.bias).collect()
     }
 
-    fn place(&self, branch: usize) -> (usize, Option<&[T]>) {
-        (self.sizes.tokens, self.factors.as_ref().map(|factors| &factors[branch][..]))
+    /// The factors of a branch, each for so many rows.
+    fn factors(&self, branch: usize, tokens: usize) -> (usize, Option<&[T]>) {
+        (tokens, self.factors.as_ref().map(|factors| &factors[branch][..]))
     }
 
-    fn forward(&self) -> Result<Saved<T>> {
-        let x = reader(&self.x);
-        let x = x.slice::<T>()?;
+    /// The `first` tokens of the result.
+    fn forward(&self, x: &[T], first: usize) -> Result<(Vec<T>, Rest<T>)> {
+        let Sizes { tokens, .. } = self.sizes;
         let bias = self.bias.as_ref().map(reader);
         let heads = Heads { sizes: self.sizes, bias: slice_of(&bias)?, keys: self.keys.as_deref() };
-        let (between, qkv) = self.attention.with(self.place(0), |branch| branch.forward(x, &heads))?;
+        let (mut between, qkv) =
+            self.attention.with(self.factors(0, tokens), |branch| branch.forward(x, &heads))?;
+        if first < tokens {
+            let dim = self.sizes.dim();
+            between = between.chunks(tokens * dim).flat_map(|x| &x[..first * dim]).copied().collect();
+        }
         let (y, hidden) =
-            self.mlp.with(self.place(1), |branch| branch.forward(&between, &self.activation))?;
-        Ok(Saved { y, rest: Rest { qkv, between, hidden } })
+            self.mlp.with(self.factors(1, first), |branch| branch.forward(&between, &self.activation))?;
+        Ok((y, Rest { qkv, between, hidden }))
     }
 
-    fn backward(&self, saved: &Rest<T>, dy: &Tensor) -> Result<Gradients> {
-        let (x, dy) = (reader(&self.x), reader(dy));
-        let (x, dy) = (x.slice::<T>()?, dy.slice::<T>()?);
+    /// The gradient of `x`, and those of [`Run::inputs`].
+    fn backward(&self, x: &[T], saved: &Rest<T>, dy: &[T], first: usize) -> Result<(Vec<T>, Gradients)> {
+        let Sizes { tokens, .. } = self.sizes;
         let bias = self.bias.as_ref().map(reader);
         let heads = Heads { sizes: self.sizes, bias: slice_of(&bias)?, keys: self.keys.as_deref() };
-        let (d_between, of_mlp) = self.mlp.with(self.place(1), |branch| {
+        let (mut d_between, of_mlp) = self.mlp.with(self.factors(1, first), |branch| {
             branch.backward((&saved.between, &saved.hidden), dy, &self.activation, 0)
         })?;
+        if first < tokens {
+            let dim = self.sizes.dim();
+            let mut all = vec![T::ZERO; x.len()];
+            for (all, first) in all.chunks_mut(tokens * dim).zip(d_between.chunks(first * dim)) {
+                all[..first.len()].copy_from_slice(first);
+            }
+            d_between = all;
+        }
         let bias_len = self.bias.as_ref().filter(|bias| bias.track_op()).map_or(0, Tensor::elem_count);
-        let (dx, of_attention) = self
-            .attention
-            .with(self.place(0), |branch| branch.backward((x, &saved.qkv), &d_between, &heads, bias_len))?;
-        let mut gradients = vec![gradient(dx, &self.x)?];
-        let mut of_bias = None;
+        let (dx, mut of_attention) = self.attention.with(self.factors(0, tokens), |branch| {
+            branch.backward((x, &saved.qkv), &d_between, &heads, bias_len)
+        })?;
+        let of_bias = of_attention.pop();
+        let mut gradients = Vec::new();
         for (tensors, sums) in [(&self.attention, of_attention), (&self.mlp, of_mlp)] {
-            let mut sums = sums.into_iter();
-            for (tensor, sum) in tensors.tensors.iter().zip(&mut sums) {
+            for (tensor, sum) in tensors.tensors.iter().zip(sums) {
                 if let Some(tensor) = tensor {
                     gradients.push(gradient(sum, tensor)?);
                 }
             }
-            of_bias = of_bias.or(sums.next().filter(|sum| !sum.is_empty()));
         }
         if let Some(bias) = &self.bias {
             gradients.push(of_bias.map(|sum| gradient(sum, bias)).transpose()?.flatten());
         }
-        Ok(gradients)
+        Ok((dx, gradients))
     }
-}
-
-/// What stands between the two layers of a branch.
-trait Middle<T>: Sync {
-    /// Rows that are computed together.
-    fn rows(&self) -> usize;
-
-    /// The output for the rows from `start` on.
-    fn forward(&self, start: usize, first: &[T], middle: &mut [T], scratch: &mut AttentionScratch<T>);
-
-    /// The output once more, the gradient of the input, and what is added to further gradients.
-    fn backward(
-        &self,
-        start: usize,
-        first: &[T],
-        d_middle: &[T],
-        outputs: (&mut [T], &mut [T]),
-        more: &mut [T],
-        scratch: &mut AttentionScratch<T>,
-    );
-
-    /// Width of the output for that of the input.
-    fn width(&self, first: usize) -> usize;
-}
-
-impl<T: Real> Middle<T> for Heads<'_, T> {
-    fn rows(&self) -> usize {
-        ROWS.div_ceil(self.sizes.tokens) * self.sizes.tokens
-    }
-
-    fn width(&self, first: usize) -> usize {
-        first / 3
-    }
-
-    fn forward(&self, start: usize, first: &[T], middle: &mut [T], scratch: &mut AttentionScratch<T>) {
-        let (i, sample) = (start / self.sizes.tokens, self.sizes.tokens * self.sizes.dim());
-        for (i, (qkv, y)) in (i..).zip(first.chunks_exact(3 * sample).zip(middle.chunks_exact_mut(sample))) {
-            Heads::forward(self, i, qkv, y, scratch);
-        }
-    }
-
-    fn backward(
-        &self,
-        start: usize,
-        first: &[T],
-        d_middle: &[T],
-        (middle, d_first): (&mut [T], &mut [T]),
-        more: &mut [T],
-        scratch: &mut AttentionScratch<T>,
-    ) {
-        let (i, sample) = (start / self.sizes.tokens, self.sizes.tokens * self.sizes.dim());
-        let inputs = first.chunks_exact(3 * sample).zip(d_middle.chunks_exact(sample));
-        let outputs = d_first.chunks_exact_mut(3 * sample).zip(middle.chunks_exact_mut(sample));
-        for (i, ((qkv, dy), (dqkv, y))) in (i..).zip(inputs.zip(outputs)) {
-            Heads::backward(self, i, qkv, dy, dqkv, Some(y), more, scratch);
-        }
-    }
-}
-
-impl<T: Real> Middle<T> for Activation {
-    fn rows(&self) -> usize {
-        ROWS
-    }
-
-    fn width(&self, first: usize) -> usize {
-        first
-    }
-
-    fn forward(&self, _: usize, first: &[T], middle: &mut [T], _: &mut AttentionScratch<T>) {
-        self.values(first, middle);
-    }
-
-    fn backward(
-        &self,
-        _: usize,
-        first: &[T],
-        d_middle: &[T],
-        (middle, d_first): (&mut [T], &mut [T]),
-        _: &mut [T],
-        _: &mut AttentionScratch<T>,
-    ) {
-        self.values_and_gradients(first, d_middle, middle, d_first);
-    }
-}
-
-/// The elements of a branch.
-#[derive(Clone, Copy)]
-struct Branch<'a, T> {
-    norm: (&'a [T], &'a [T]),
-    eps: T,
-    first: (&'a [T], Option<&'a [T]>),
-    second: (&'a [T], Option<&'a [T]>),
-    scale: Option<&'a [T]>,
-    /// Rows of a sample.
-    tokens: usize,
-    /// A factor for each sample.
-    factors: Option<&'a [T]>,
-    /// Which gradients are wanted, in the order of [`BranchTensors`].
-    wanted: [bool; 7],
-}
-
-/// Memory that a thread uses again for every few rows.
-struct Rows<T> {
-    norm: Vec<T>,
-    stats: Vec<[T; 2]>,
-    middle: Vec<T>,
-    d_middle: Vec<T>,
-    d_first: Vec<T>,
-    d_norm: Vec<T>,
-    dz: Vec<T>,
-    packed: Vec<T>,
-    attention: AttentionScratch<T>,
-}
-
-impl<T> Default for Rows<T> {
-    fn default() -> Self {
-        let [norm, middle, d_middle, d_first, d_norm, dz, packed] = [(); 7].map(|()| Vec::new());
-        let (stats, attention) = (Vec::new(), AttentionScratch::default());
-        Self { norm, stats, middle, d_middle, d_first, d_norm, dz, packed, attention }
-    }
-}
-
-impl<T: Real> Branch<'_, T> {
-    fn dim(&self) -> usize {
-        self.norm.0.len()
-    }
-
-    /// Outputs of the first layer.
-    fn hidden(&self) -> usize {
-        self.first.0.len() / self.dim()
-    }
-
-    /// `y` and the output of the first layer.
-    fn forward(&self, x: &[T], middle: &impl Middle<T>) -> (Vec<T>, Vec<T>) {
-        let (dim, hidden) = (self.dim(), self.hidden());
-        let width = middle.width(hidden);
-        let (first, second) = (Operand::forward(self.first.0, dim), Operand::forward(self.second.0, width));
-        let (mut y, mut kept) = (Fresh::new(x.len()), Fresh::new(x.len() / dim * hidden));
-        let rows = middle.rows();
-        x.par_chunks(rows * dim)
-            .zip(y.par_parts(rows * dim))
-            .zip(kept.par_parts(rows * hidden))
-            .enumerate()
-            .for_each(|(i, ((x, y), kept))| {
-                let (y, kept) = (y.clear(), kept.clear());
-                with_scratch(|room: &mut Rows<T>| {
-                    self.normalise(x, room);
-                    first.apply(&room.norm, kept);
-                    if let Some(bias) = self.first.1 {
-                        add_bias(kept, bias);
-                    }
-                    room.middle.resize(x.len() / dim * width, T::ZERO);
-                    middle.forward(i * rows, kept, &mut room.middle, &mut room.attention);
-                    second.apply(&room.middle, y);
-                });
-                self.finish(i * rows, x, y);
-            });
-        (y.into_vec(), kept.into_vec())
-    }
-
-    fn normalise(&self, x: &[T], room: &mut Rows<T>) {
-        room.norm.resize(x.len(), T::ZERO);
-        room.stats.resize(x.len() / self.dim(), [T::ZERO; 2]);
-        wide(|| forward_rows(x, self.norm, self.eps, &mut room.norm, &mut room.stats));
-    }
-
-    /// `y = x + factor · scale · (y + bias)` for the rows from `start` on.
-    fn finish(&self, start: usize, x: &[T], y: &mut [T]) {
-        if let Some(bias) = self.second.1 {
-            add_bias(y, bias);
-        }
-        wide(|| {
-            for (i, (x, y)) in x.chunks_exact(self.dim()).zip(y.chunks_exact_mut(self.dim())).enumerate() {
-                self.weigh(start + i, y);
-                y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
-            }
-        });
-    }
-
-    /// Multiplies a row by the factor of its sample and the scale of each channel.
-    #[inline(always)]
-    fn weigh(&self, row: usize, y: &mut [T]) {
-        if let Some(scale) = self.scale {
-            y.iter_mut().zip(scale).for_each(|(y, scale)| *y *= *scale);
-        }
-        if let Some(factors) = self.factors {
-            let factor = factors[row / self.tokens];
-            y.iter_mut().for_each(|y| *y *= factor);
-        }
-    }
-
-    /// The gradient of `x`, and those of the branch's tensors in their order, followed by `more` of the middle. A
-    /// gradient that nobody wants is empty.
-    fn backward(
-        &self,
-        (x, kept): (&[T], &[T]),
-        dy: &[T],
-        middle: &impl Middle<T>,
-        more: usize,
-    ) -> (Vec<T>, Vec<Vec<T>>) {
-        let (dim, hidden) = (self.dim(), self.hidden());
-        let width = middle.width(hidden);
-        let operands = Operands {
-            first: Operand::backward(self.first.0, dim),
-            second: Operand::backward(self.second.0, width),
-            // What the scale multiplied is needed for its gradient.
-            again: self.wanted[6].then(|| Operand::forward(self.second.0, width)),
-        };
-        let lens = [dim, dim, self.first.0.len(), hidden, self.second.0.len(), dim, dim, more];
-        let wanted = self.wanted.into_iter().chain([more > 0]);
-        let lens: Vec<usize> =
-            lens.into_iter().zip(wanted).map(|(n, wanted)| if wanted { n } else { 0 }).collect();
-        let mut dx = Fresh::new(x.len());
-        let rows = middle.rows();
-        let chunks = (x.len() / dim).div_ceil(rows);
-        let part = chunks.div_ceil(parts(lens.iter().sum())).max(1) * rows;
-        let sums: Vec<Vec<Vec<T>>> = x
-            .par_chunks(part * dim)
-            .zip(kept.par_chunks(part * hidden))
-            .zip(dy.par_chunks(part * dim))
-            .zip(dx.par_parts(part * dim))
-            .enumerate()
-            .map(|(p, (((x, kept), dy), dx))| {
-                let mut sums: Vec<Vec<T>> = lens.iter().map(|n| vec![T::ZERO; *n]).collect();
-                let inputs = x.chunks(rows * dim).zip(kept.chunks(rows * hidden)).zip(dy.chunks(rows * dim));
-                for (i, (((x, kept), dy), dx)) in inputs.zip(dx.clear().chunks_mut(rows * dim)).enumerate() {
-                    let start = p * part + i * rows;
-                    with_scratch(|room| {
-                        self.backward_rows(start, (x, kept, dy), &operands, middle, dx, &mut sums, room);
-                    });
-                }
-                sums
-            })
-            .collect();
-        (dx.into_vec(), sum_each(sums, lens.len()))
-    }
-
-    fn backward_rows(
-        &self,
-        start: usize,
-        (x, kept, dy): (&[T], &[T], &[T]),
-        operands: &Operands<T>,
-        middle: &impl Middle<T>,
-        dx: &mut [T],
-        sums: &mut [Vec<T>],
-        room: &mut Rows<T>,
-    ) {
-        let (dim, hidden) = (self.dim(), self.hidden());
-        let (rows, width) = (x.len() / dim, middle.width(hidden));
-        let [d_norm_weight, d_norm_bias, d_first, d_first_bias, d_second, d_second_bias, d_scale, more] =
-            sums
-        else {
-            return;
-        };
-        self.normalise(x, room);
-        room.middle.resize(rows * width, T::ZERO);
-        room.d_middle.resize(rows * width, T::ZERO);
-        room.d_first.resize(rows * hidden, T::ZERO);
-        room.d_norm.resize(rows * dim, T::ZERO);
-        room.dz.clear();
-        room.dz.extend_from_slice(dy);
-        wide(|| {
-            room.dz.chunks_exact_mut(dim).enumerate().for_each(|(i, dz)| self.weigh(start + i, dz));
-        });
-        operands.second.apply(&room.dz, &mut room.d_middle);
-        let outputs = (&mut room.middle[..], &mut room.d_first[..]);
-        middle.backward(start, kept, &room.d_middle, outputs, more, &mut room.attention);
-        if let Some(again) = &operands.again {
-            again.apply(&room.middle, &mut room.d_norm);
-            self.add_scale_gradient(start, dy, &mut room.d_norm, d_scale);
-        }
-        if self.wanted[4] {
-            add_weight_gradient((&room.dz, dim), (&room.middle, width), d_second, &mut room.packed);
-        }
-        if self.wanted[5] {
-            add_columns(&room.dz, d_second_bias);
-        }
-        if self.wanted[2] {
-            add_weight_gradient((&room.d_first, hidden), (&room.norm, dim), d_first, &mut room.packed);
-        }
-        if self.wanted[3] {
-            add_columns(&room.d_first, d_first_bias);
-        }
-        operands.first.apply(&room.d_first, &mut room.d_norm);
-        let norm = (x, self.norm.0, &room.stats[..]);
-        // The room of `dz` is free again: the gradient of the norm's weight and bias in these rows.
-        room.dz.clear();
-        room.dz.resize(2 * dim, T::ZERO);
-        let (dw, db) = room.dz.split_at_mut(dim);
-        wide(|| {
-            backward_rows(norm, &room.d_norm, dx, (dw, db));
-            dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy);
-            d_norm_weight.iter_mut().zip(dw).for_each(|(sum, v)| *sum += *v);
-            d_norm_bias.iter_mut().zip(db).for_each(|(sum, v)| *sum += *v);
-        });
-    }
-
-    /// `d_scale += Σ factor · dy · z`, where `z`, still without the bias, is what the scale multiplied.
-    fn add_scale_gradient(&self, start: usize, dy: &[T], z: &mut [T], d_scale: &mut [T]) {
-        if let Some(bias) = self.second.1 {
-            add_bias(z, bias);
-        }
-        for (i, (z, dy)) in z.chunks_exact_mut(self.dim()).zip(dy.chunks_exact(self.dim())).enumerate() {
-            let factor = self.factors.map_or(T::ONE, |factors| factors[(start + i) / self.tokens]);
-            z.iter_mut().zip(dy).for_each(|(z, dy)| *z *= *dy * factor);
-        }
-        add_columns(z, d_scale);
-    }
-}
-
-/// The weights as the backward pass needs them.
-struct Operands<T> {
-    first: Operand<T>,
-    second: Operand<T>,
-    again: Option<Operand<T>>,
-}
-
-/// The sums over the parts, each in the order of the parts.
-fn sum_each<T: Real>(parts: Vec<Vec<Vec<T>>>, n: usize) -> Vec<Vec<T>> {
-    let mut by_tensor: Vec<Vec<Vec<T>>> = (0..n).map(|_| Vec::with_capacity(parts.len())).collect();
-    for part in parts {
-        by_tensor.iter_mut().zip(part).for_each(|(tensor, sum)| tensor.push(sum));
-    }
-    by_tensor.into_iter().map(sum_in_order).collect()
 }
 
 #[cfg(test)]

@@ -8,14 +8,17 @@ mod differences;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, LinearConfig, Mlp, MlpConfig, Params,
-    Purpose, Rng, add_relu, conv2d, global_avg_pool, max_pool2d, relu, residual_block, rng,
+    Purpose, Rng, add_relu, avg_pool2d, conv2d, global_avg_pool, global_avg_pool_channels_last, max_pool2d,
+    max_pool2d_channels_last, relu, residual_block, rng,
 };
 
-use differences::{below, cases, check, uniform};
+use differences::{
+    Input, assert_close, assert_independent_of_threads, below, cases, check, layouts, uniform,
+};
 
 #[test]
 fn convolution() {
-    for mut rng in cases(1, 600) {
+    for (layout, mut rng) in layouts().zip(cases(1, 600)) {
         let (kh, kw) = (1 + below(&mut rng, 4), 1 + below(&mut rng, 4));
         let config = Conv2dConfig {
             stride: 1 + below(&mut rng, 3),
@@ -28,10 +31,14 @@ fn convolution() {
         let (h, w) = (size(&mut rng, kh), size(&mut rng, kw));
         let (b, c_in, c_out) = (1 + below(&mut rng, 5), 1 + below(&mut rng, 3), 1 + below(&mut rng, 4));
         let (c_in, c_out) = (c_in * config.groups, c_out * config.groups);
-        let x = Var::from_tensor(&uniform(&mut rng, &[b, c_in, h, w])).unwrap();
-        let weight = Var::from_tensor(&uniform(&mut rng, &[c_out, c_in / config.groups, kh, kw])).unwrap();
-        let label = format!("{:?} * {:?}, {config:?}", x.dims(), weight.dims());
-        check(&mut rng, &label, &[x.clone(), weight.clone()], || conv2d(&x, &weight, config));
+        let x = Input::uniform(&mut rng, &[b, c_in, h, w], layout);
+        let weight_layout = layouts().nth(below(&mut rng, 4)).unwrap();
+        let weight = Input::uniform(&mut rng, &[c_out, c_in / config.groups, kh, kw], weight_layout);
+        let label =
+            format!("{h}x{w}, {layout:?}, * {kh}x{kw}, {weight_layout:?}, {c_in} to {c_out}, {config:?}");
+        check(&mut rng, &label, &[x.var.clone(), weight.var.clone()], || {
+            conv2d(&x.see()?, &weight.see()?, config)
+        });
     }
 }
 
@@ -56,7 +63,7 @@ fn convolution_equals_candles_forward_and_takes_any_layout() {
 
 #[test]
 fn batch_norm() {
-    for mut rng in cases(3, 60) {
+    for (layout, mut rng) in layouts().zip(cases(3, 120)) {
         let channels = 1 + below(&mut rng, 5);
         let mut shape = vec![2 + below(&mut rng, 4), channels];
         if below(&mut rng, 2) == 0 {
@@ -67,16 +74,16 @@ fn batch_norm() {
         let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
         let bn = BatchNorm::new(channels, BatchNormConfig { affine, ..Default::default() }, &params.root())
             .unwrap();
-        let x = Var::from_tensor(&uniform(&mut rng, &shape)).unwrap();
+        let x = Input::uniform(&mut rng, &shape, layout);
         let mut inputs: Vec<Var> = params.trainable().into_iter().map(|(_, var)| var).collect();
         for var in &inputs {
             var.set(&(uniform(&mut rng, &[channels]) + 0.5).unwrap()).unwrap();
         }
-        inputs.push(x.clone());
-        let label = format!("{shape:?}, {affine:?}, train {train}, relu {with_relu}");
+        inputs.push(x.var.clone());
+        let label = format!("{shape:?}, {layout:?}, {affine:?}, train {train}, relu {with_relu}");
         check(&mut rng, &label, &inputs, || match with_relu {
-            true => bn.forward_relu_t(&x, train),
-            false => bn.forward_t(&x, train),
+            true => bn.forward_relu_t(&x.see()?, train),
+            false => bn.forward_t(&x.see()?, train),
         });
     }
 }
@@ -84,21 +91,21 @@ fn batch_norm() {
 /// Sixteen channels and more go another way than few.
 #[test]
 fn wide_convolution() {
-    for mut rng in cases(7, 60) {
+    for (layout, mut rng) in layouts().zip(cases(7, 60)) {
         let (c_in, c_out) = (16 + below(&mut rng, 20), 16 + below(&mut rng, 20));
         let (h, w) = (3 + below(&mut rng, 6), 3 + below(&mut rng, 6));
         let config = Conv2dConfig { padding: below(&mut rng, 3), ..Default::default() };
         let b = 1 + below(&mut rng, 3);
-        let x = Var::from_tensor(&uniform(&mut rng, &[b, c_in, h, w])).unwrap();
+        let x = Input::uniform(&mut rng, &[b, c_in, h, w], layout);
         let weight = Var::from_tensor(&uniform(&mut rng, &[c_out, c_in, 3, 3])).unwrap();
-        let label = format!("{:?} * {:?}, {config:?}", x.dims(), weight.dims());
-        check(&mut rng, &label, &[x.clone(), weight.clone()], || conv2d(&x, &weight, config));
+        let label = format!("{b}x{h}x{w}, {layout:?}, {c_in} to {c_out}, {config:?}");
+        check(&mut rng, &label, &[x.var.clone(), weight.clone()], || conv2d(&x.see()?, &weight, config));
     }
 }
 
 #[test]
 fn residual_blocks_equal_their_layers() {
-    for mut rng in cases(8, 40) {
+    for (layout, mut rng) in layouts().zip(cases(8, 40)) {
         let (b, h, w) = (2 + below(&mut rng, 2), 3 + below(&mut rng, 5), 3 + below(&mut rng, 5));
         let (c, stride, train) =
             ([3, 17][below(&mut rng, 2)], 1 + below(&mut rng, 2), below(&mut rng, 2) == 0);
@@ -116,23 +123,16 @@ fn residual_blocks_equal_their_layers() {
         };
         let branch = [layer("a", 1, 1), layer("b", 3, stride), layer("c", 3, 1)];
         let shortcut = (stride > 1).then(|| layer("shortcut", 1, stride));
-        let x = Var::from_tensor(&uniform(&mut rng, &[b, h, w, c])).unwrap();
-        let mut inputs = vec![x.clone()];
+        let x = Input::uniform(&mut rng, &[b, h, w, c], layout);
+        let mut inputs = vec![x.var.clone()];
         inputs.extend(params.trainable().into_iter().map(|(_, var)| var));
-        let fused = || residual_block(&x, &branch, shortcut.as_ref(), train);
+        let fused = || residual_block(&x.see()?, &branch, shortcut.as_ref(), train);
         let layers = || {
-            let x = x.permute((0, 3, 1, 2))?;
+            let x = x.see()?.permute((0, 3, 1, 2))?;
             let apply = |layer: &ConvNorm, x: &Tensor| layer.norm.forward_t(&layer.conv.forward(x)?, train);
             let y = relu(&apply(&branch[1], &relu(&apply(&branch[0], &x)?)?)?)?;
             let x = shortcut.as_ref().map_or(Ok(x.clone()), |layer| apply(layer, &x))?;
             add_relu(&apply(&branch[2], &y)?, &x)?.permute((0, 2, 3, 1))?.contiguous()
-        };
-        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let close = |a: &Tensor, b: &Tensor| {
-            values(a)
-                .iter()
-                .zip(values(b))
-                .for_each(|(a, b)| assert!((a - b).abs() < 1e-9 * (1.0 + b.abs()), "{a} {b}"));
         };
         let run = |f: &dyn Fn() -> Result<Tensor>| {
             let y = f().unwrap();
@@ -144,38 +144,45 @@ fn residual_blocks_equal_their_layers() {
         let after: Vec<_> = params.buffers().iter().map(|(_, v)| v.as_tensor().copy().unwrap()).collect();
         params.buffers().iter().zip(&before).for_each(|((_, v), old)| v.set(old).unwrap());
         let (expected, expected_grads) = run(&layers);
-        close(&y, &expected);
+        assert_close(&y, &expected, 1e-9);
         for ((name, buffer), fused) in
             params.buffers().iter().zip(&after).filter(|((n, _), _)| !n.ends_with("tracked"))
         {
             assert_eq!(buffer.dims(), fused.dims(), "{name}");
-            close(fused, buffer);
+            assert_close(fused, buffer, 1e-9);
         }
         for input in &inputs {
-            close(grads.get(input).unwrap(), expected_grads.get(input).unwrap());
+            assert_close(grads.get(input).unwrap(), expected_grads.get(input).unwrap(), 1e-9);
         }
     }
 }
 
 #[test]
 fn pooling_and_activations() {
-    for mut rng in cases(4, 60) {
+    for (layout, mut rng) in layouts().zip(cases(4, 60)) {
         let (kernel, stride) = (1 + below(&mut rng, 3), 1 + below(&mut rng, 3));
         let padding = below(&mut rng, kernel as u64 / 2 + 1);
         let (h, w) = (kernel + below(&mut rng, 6), kernel + below(&mut rng, 6));
-        let x = Var::from_tensor(&uniform(&mut rng, &[2, 2, h, w])).unwrap();
-        let y = Var::from_tensor(&uniform(&mut rng, &[2, 2, h, w])).unwrap();
-        let label = format!("{h}x{w}, kernel {kernel}, stride {stride}, padding {padding}");
-        check(&mut rng, &label, std::slice::from_ref(&x), || max_pool2d(&x, kernel, stride, padding));
-        check(&mut rng, "global average", std::slice::from_ref(&x), || global_avg_pool(&x));
-        check(&mut rng, "relu", std::slice::from_ref(&x), || relu(&x));
-        check(&mut rng, "add relu", &[x.clone(), y.clone()], || add_relu(&x, &y));
+        let x = Input::uniform(&mut rng, &[2, 3, h, w], layout);
+        let other = layouts().nth(below(&mut rng, 4)).unwrap();
+        let y = Input::uniform(&mut rng, &[2, 3, h, w], other);
+        let label = format!("{h}x{w}, {layout:?}, kernel {kernel}, stride {stride}, padding {padding}");
+        let mut checked = |name: &str, f: &dyn Fn(&Tensor) -> Result<Tensor>| {
+            check(&mut rng, &format!("{name}, {label}"), std::slice::from_ref(&x.var), || f(&x.see()?));
+        };
+        checked("max", &|x| max_pool2d(x, kernel, stride, padding));
+        checked("max, channels last", &|x| max_pool2d_channels_last(x, 1, stride, 0));
+        checked("average", &|x| avg_pool2d(x, kernel, stride, padding));
+        checked("global average", &global_avg_pool);
+        checked("global average, channels last", &global_avg_pool_channels_last);
+        checked("relu", &relu);
+        check(&mut rng, "add relu", &[x.var.clone(), y.var.clone()], || add_relu(&x.see()?, &y.see()?));
     }
 }
 
 #[test]
 fn mlp() {
-    for mut rng in cases(5, 20) {
+    for (layout, mut rng) in layouts().zip(cases(5, 40)) {
         let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
         let config = MlpConfig {
             linear: LinearConfig { bias: below(&mut rng, 2) == 0, ..Default::default() },
@@ -183,11 +190,11 @@ fn mlp() {
             last_norm: [None, Some(Affine::Scale)][below(&mut rng, 2)],
         };
         let mlp = Mlp::new(&[4, 5, 6, 3], config, &params.root()).unwrap();
-        let x = Var::from_tensor(&uniform(&mut rng, &[6, 4])).unwrap();
-        let mut inputs = vec![x.clone()];
+        let x = Input::uniform(&mut rng, &[6, 4], layout);
+        let mut inputs = vec![x.var.clone()];
         // A bias that a batch norm follows has gradient zero, which central differences drown in rounding.
         inputs.extend(params.trainable().into_iter().filter(|(n, _)| n.ends_with("weight")).map(|(_, v)| v));
-        check(&mut rng, &format!("{config:?}"), &inputs, || mlp.forward_t(&x, true));
+        check(&mut rng, &format!("{layout:?}, {config:?}"), &inputs, || mlp.forward_t(&x.see()?, true));
     }
 }
 
@@ -221,8 +228,5 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let all = [&x, &weight].map(|v| grads.get(v).unwrap().flatten_all().unwrap().to_vec1().unwrap());
         all.into_iter().chain([y.flatten_all().unwrap().to_vec1().unwrap()]).collect()
     };
-    let with = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
-    let one = with(1);
-    assert_eq!(one, with(2));
-    assert_eq!(one, with(4));
+    assert_independent_of_threads(run);
 }

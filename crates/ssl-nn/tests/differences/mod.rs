@@ -1,6 +1,9 @@
-//! Random inputs, and gradients against central differences, in f64.
+//! Random inputs in all layouts, and gradients against central differences, in f64.
 
-use candle_core::{Device, Result, Tensor, Var};
+// Each test program has this module and none needs all of it.
+#![allow(dead_code)]
+
+use candle_core::{DType, Device, Result, Tensor, Var};
 use rand_core::RngCore;
 use ssl_nn::{Purpose, Rng, rng};
 
@@ -16,6 +19,81 @@ pub(crate) fn uniform(rng: &mut Rng, shape: &[usize]) -> Tensor {
     let n = shape.iter().product::<usize>();
     let data: Vec<f64> = (0..n).map(|_| (rng.next_u64() >> 11) as f64 / (1u64 << 52) as f64 - 1.0).collect();
     Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+/// How the elements of an input lie in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Layout {
+    /// In order.
+    Contiguous,
+    /// With the first and the last dimension exchanged.
+    Transposed,
+    /// In order, behind elements of no concern.
+    Offset,
+    /// Every second element.
+    Strided,
+}
+
+/// All layouts, over and over.
+pub(crate) fn layouts() -> impl Iterator<Item = Layout> {
+    [Layout::Contiguous, Layout::Transposed, Layout::Offset, Layout::Strided].into_iter().cycle()
+}
+
+/// A variable that is seen in another layout than its own.
+pub(crate) struct Input {
+    pub(crate) var: Var,
+    layout: Layout,
+}
+
+impl Input {
+    /// Uniform in [-1, 1), of this shape when seen.
+    pub(crate) fn uniform(rng: &mut Rng, shape: &[usize], layout: Layout) -> Self {
+        let mut stored = shape.to_vec();
+        match layout {
+            Layout::Contiguous => (),
+            Layout::Transposed => stored.swap(0, shape.len() - 1),
+            Layout::Offset => stored[0] += 1,
+            Layout::Strided => stored.push(2),
+        }
+        Self { var: Var::from_tensor(&uniform(rng, &stored)).unwrap(), layout }
+    }
+
+    /// Times a number.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        self.var.set(&(self.var.as_tensor() * factor).unwrap()).unwrap();
+        self
+    }
+
+    pub(crate) fn see(&self) -> Result<Tensor> {
+        let last = self.var.rank() - 1;
+        match self.layout {
+            Layout::Contiguous => Ok(self.var.as_tensor().clone()),
+            Layout::Transposed => self.var.transpose(0, last),
+            Layout::Offset => self.var.narrow(0, 1, self.var.dim(0)? - 1),
+            Layout::Strided => self.var.narrow(last, 1, 1)?.squeeze(last),
+        }
+    }
+}
+
+pub(crate) fn values(x: &Tensor) -> Vec<f64> {
+    x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+pub(crate) fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64) {
+    assert_eq!(a.dims(), b.dims());
+    for (a, b) in values(a).iter().zip(values(b)) {
+        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{a} is not {b}");
+    }
+}
+
+/// The same result on one, two and four threads.
+pub(crate) fn assert_independent_of_threads<R: PartialEq + std::fmt::Debug + Send>(
+    run: impl Fn() -> R + Sync,
+) {
+    let with = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(&run);
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(4));
 }
 
 /// Checks the gradient of `sum(f(inputs) * pattern)` in up to 24 elements of every input.
