@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::fresh::Fresh;
 use crate::geometry::Geometry;
 use crate::kernel::{ISA, Left, Right, Run, multiply};
 use crate::storage::Element;
@@ -47,6 +48,27 @@ impl<T: Element> Packed<T> {
             }
         });
         Self { data, group: panels * k * width, k, width }
+    }
+
+    /// One matrix of `k × n` whose columns lie one after the other in `data`.
+    pub(crate) fn of_columns(k: usize, n: usize, columns: &[T]) -> Self {
+        // So many rows at a time stay in the cache while the columns of a panel are read.
+        const ROWS: usize = 16;
+        let width = ISA.panel::<T>();
+        let mut data = Fresh::new(n.div_ceil(width) * k * width);
+        data.par_parts(k * width).enumerate().for_each(|(p, panel)| {
+            let (panel, first) = (panel.clear(), p * width);
+            for (i, rows) in panel.chunks_mut(ROWS * width).enumerate() {
+                for j in 0..width.min(n - first) {
+                    let column = &columns[(first + j) * k + i * ROWS..][..rows.len() / width];
+                    for (row, v) in rows.chunks_exact_mut(width).zip(column) {
+                        row[j] = *v;
+                    }
+                }
+            }
+        });
+        let data = data.into_vec();
+        Self { group: data.len(), data, k, width }
     }
 
     /// The matrix of a group.

@@ -15,7 +15,7 @@ impl<T: Element> Operand<T> {
     /// For `x Wᵀ`: `(rows, inputs)` to `(rows, outputs)`.
     pub(crate) fn forward(weight: &[T], inputs: usize) -> Self {
         let n = weight.len() / inputs.max(1);
-        Self { packed: Packed::new(1, inputs, n, |_, k, n| weight[n * inputs + k]), k: inputs, n }
+        Self { packed: Packed::of_columns(inputs, n, weight), k: inputs, n }
     }
 
     /// For `dy W`: `(rows, outputs)` to `(rows, inputs)`.
