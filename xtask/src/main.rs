@@ -11,6 +11,7 @@ mod licences;
 mod parity;
 mod pretrain;
 mod progress;
+mod sanitize;
 mod table;
 mod tidy;
 
@@ -47,6 +48,7 @@ enum Command {
     },
     Bench(bench::Bench),
     Kill(kill::Kill),
+    Sanitize(sanitize::Sanitize),
     /// Run all tests: unit, integration and documentation.
     Test,
     /// Run all checks but the tests: format, house rules, licences, lints, each crate alone, documentation.
@@ -88,6 +90,7 @@ fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Bench(command) => command.run(),
         Command::Kill(command) => command.run(),
+        Command::Sanitize(command) => command.run(),
         Command::Test => ci::test().map(|()| ExitCode::SUCCESS),
         Command::Check => ci::check().map(|()| ExitCode::SUCCESS),
         Command::Ci => ci::run().map(|()| ExitCode::SUCCESS),
