@@ -21,11 +21,11 @@ pub(crate) struct Taps<W> {
 impl<W: Copy> Taps<W> {
     /// Antialiased, as in Pillow: the filter is widened by the scale when the image shrinks.
     ///
-    /// Output positions are those of `window`, of `out_len` in all.
+    /// Output positions are those of `window`, in its order, of `out_len` in all.
     pub(crate) fn antialiased<S: Sample<Weight = W>>(
         in_len: usize,
         out_len: usize,
-        window: Range<usize>,
+        window: impl Iterator<Item = usize>,
         interpolation: Interpolation,
     ) -> Self {
         let scale = in_len as f64 / out_len as f64;
@@ -139,8 +139,8 @@ const ROWS: usize = 5;
 /// The samples of one column of so many rows, and one more to make a power of two.
 const ROW_LANES: usize = 16;
 
-/// Samples of a row of the result that are computed at once.
-const COLUMN_LANES: usize = 32;
+/// Samples of a row of the result that are computed at once: all of 32 pixels, a seventh of 224.
+const COLUMN_LANES: usize = 96;
 
 struct Rows<'a, S: Sample> {
     image: &'a Image<S>,
@@ -190,21 +190,11 @@ impl<S: Sample> Kernel for Columns<'_, S> {
         let (stride, height) = (region.width * 3, taps.spans.len());
         let mut data = vec![S::BLACK; stride * height];
         for ((start, weights), out) in taps.iter().zip(data.chunks_exact_mut(stride)) {
-            let rows = |j: usize| region.row(image, start + j).as_flattened();
-            let (blocks, rest) = out.as_chunks_mut::<COLUMN_LANES>();
-            let n_whole = blocks.len() * COLUMN_LANES;
-            for (i, out) in blocks.iter_mut().enumerate() {
-                let mut sums = [S::SUM_START; COLUMN_LANES];
-                for (j, &weight) in weights.iter().enumerate() {
-                    let Some(row) = rows(j)[i * COLUMN_LANES..].first_chunk() else { continue };
-                    accumulate(&mut sums, row, weight);
-                }
-                *out = sums.map(S::from_sum);
-            }
-            for (i, out) in rest.iter_mut().enumerate() {
-                let terms = weights.iter().enumerate();
-                let sum = terms.fold(S::SUM_START, |sum, (j, &w)| rows(j)[n_whole + i].accumulate(sum, w));
-                *out = S::from_sum(sum);
+            let row = |j: usize| region.row(image, start + j).as_flattened();
+            if stride < COLUMN_LANES {
+                weighted_columns::<S, 1>(row, weights, out);
+            } else {
+                weighted_columns::<S, COLUMN_LANES>(row, weights, out);
             }
         }
         Image::from_parts(region.width, height, data)
@@ -218,7 +208,32 @@ fn weighted<S: Sample, const N: usize>(lines: &[[S; N]], weights: &[S::Weight]) 
     for (line, &weight) in lines.iter().zip(weights) {
         accumulate(&mut sums, line, weight);
     }
-    sums.map(S::from_sum)
+    let mut levels = [S::BLACK; N];
+    for lane in 0..N {
+        levels[lane] = S::from_sum(sums[lane]);
+    }
+    levels
+}
+
+/// The weighted sum of whole rows, `N` samples at a time; the last block may overlap the one before.
+#[inline(always)]
+fn weighted_columns<'a, S: Sample, const N: usize>(
+    row: impl Fn(usize) -> &'a [S],
+    weights: &[S::Weight],
+    out: &mut [S],
+) {
+    let last = out.len() - N;
+    for start in (0..out.len()).step_by(N).map(|start| start.min(last)) {
+        let mut sums = [S::SUM_START; N];
+        for (j, &weight) in weights.iter().enumerate() {
+            if let Some(line) = row(j)[start..].first_chunk() {
+                accumulate(&mut sums, line, weight);
+            }
+        }
+        for (out, sum) in out[start..start + N].iter_mut().zip(sums) {
+            *out = S::from_sum(sum);
+        }
+    }
 }
 
 #[inline(always)]
