@@ -18,6 +18,9 @@ const PASSES: usize = 3;
 /// Up to this radius a box is summed anew for every pixel of a row, many pixels at once; above it a sum is carried along.
 const MAX_SUMMED_RADIUS: usize = 16;
 
+/// Samples of a row that are summed at once: all of 32 pixels, a seventh of 224.
+const SUMMED_LANES: usize = 96;
+
 /// Blurs with a standard deviation of `sigma` pixels; 0 and below do nothing, above 1000 counts as 1000.
 ///
 /// `u8`: Pillow's `GaussianBlur(radius=sigma)`, three extended box blurs in each direction (Gwosdek et al., 2011),
@@ -157,27 +160,27 @@ impl ExtendedBox {
     /// Averages a row of pixels that has `radius + 1` more at either end of `line`.
     #[inline(always)]
     fn average_each(&self, line: &[u8], out: &mut [u8]) {
-        const BLOCK: usize = 32;
-        let last = 2 * self.radius + 2;
-        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
-        let n_whole = blocks.len() * BLOCK;
-        for (i, out) in blocks.iter_mut().enumerate() {
-            let line = &line[i * BLOCK..];
-            let at = |j: usize| line[3 * j..].first_chunk::<BLOCK>();
-            let mut sums = [0_u16; BLOCK];
-            for x in (1..last).filter_map(at) {
-                (0..BLOCK).for_each(|lane| sums[lane] += u16::from(x[lane]));
-            }
-            if let (Some(left), Some(right)) = (at(0), at(last)) {
-                for lane in 0..BLOCK {
-                    out[lane] = self.level(u32::from(sums[lane]), left[lane], right[lane]);
-                }
-            }
+        if out.len() < SUMMED_LANES {
+            self.average_blocks::<1>(line, out);
+        } else {
+            self.average_blocks::<SUMMED_LANES>(line, out);
         }
-        for (i, out) in rest.iter_mut().enumerate() {
-            let at = |j: usize| line[n_whole + i + 3 * j];
-            let sum = (1..last).map(|j| u32::from(at(j))).sum();
-            *out = self.level(sum, at(0), at(last));
+    }
+
+    /// Averages `N` samples at a time; the last block may overlap the one before.
+    #[inline(always)]
+    fn average_blocks<const N: usize>(&self, line: &[u8], out: &mut [u8]) {
+        let (last_block, last) = (out.len() - N, 2 * self.radius + 2);
+        for start in (0..out.len()).step_by(N).map(|start| start.min(last_block)) {
+            let at = |j: usize| line[start + 3 * j..].first_chunk::<N>();
+            let mut sums = [0_u16; N];
+            for x in (1..last).filter_map(at) {
+                (0..N).for_each(|lane| sums[lane] += u16::from(x[lane]));
+            }
+            let Some((left, right)) = at(0).zip(at(last)) else { continue };
+            for (lane, out) in out[start..start + N].iter_mut().enumerate() {
+                *out = self.level(u32::from(sums[lane]), left[lane], right[lane]);
+            }
         }
     }
 
