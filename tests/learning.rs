@@ -32,6 +32,8 @@ fn simclr_beats_its_untrained_network_after_a_hundred_steps() {
         let value = result.pointer(pointer).and_then(|v| v.as_f64()).unwrap_or_else(|| panic!("{pointer}"));
         assert!((0.1..1.0).contains(&value), "{pointer} = {value}");
     }
+    let waited = result["wait_share"].as_f64().unwrap();
+    assert!((0.0..1.0).contains(&waited) && session.wait_share() == Some(waited), "{waited}");
     assert!(out.join("result.json").is_file());
     let loss =
         |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();

@@ -51,7 +51,8 @@ impl Eval {
         knn.check()?;
         use_threads(self.threads)?;
         let encoder = load_encoder(&self.weights, &Device::Cpu)?;
-        let config = DataConfig { path: self.data.clone(), on_error: self.on_error, holdout: self.holdout };
+        let (path, on_error, holdout) = (self.data.clone(), self.on_error, self.holdout);
+        let config = DataConfig { path, on_error, holdout, ..DataConfig::default() };
         let images = open_images(&config, &data_path(&self.data))?;
         if !images.can_evaluate() {
             anyhow::bail!("{}: evaluation needs labels of two classes or more", self.data);

@@ -180,6 +180,9 @@ impl Pretrain {
         if let Some(first) = broken.first() {
             println!("broken files skipped: {}; the first: {first}", broken.len());
         }
+        if let Some(share) = session.wait_share() {
+            println!("waited   {:.1} % of the training time, for images", 100.0 * share);
+        }
         println!("run      {}", folder.display());
         println!("encoder  {}", encoder.display());
         if !self.no_eval {

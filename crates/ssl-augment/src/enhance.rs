@@ -4,7 +4,9 @@
 //! goes beyond it. All finite factors are allowed; the usual ones are in [0, 2]. On `u8` the result is truncated, as in
 //! Pillow's `ImageEnhance`.
 
+use crate::grayscale::{luma_f32, luma_u8};
 use crate::image::Image;
+use crate::lanes::{Kernel, PixelMap, cut_to_u8, map_pixels, run};
 use crate::sample::Sample;
 
 /// Blends with black: `factor * x`.
@@ -29,20 +31,72 @@ pub fn adjust_contrast<S: Sample>(image: Image<S>, factor: f64) -> Image<S> {
 
 /// Blends each pixel with its own grey value.
 pub fn adjust_saturation<S: Sample>(mut image: Image<S>, factor: f64) -> Image<S> {
-    let factor = factor as f32;
-    for pixel in image.pixels_mut() {
-        let luma = S::luma(*pixel);
-        *pixel = pixel.map(|x| x.blend(luma, factor));
-    }
+    S::blend_with_luma(image.pixels_mut(), factor as f32);
     image
 }
 
 fn blend_with_level<S: Sample>(mut image: Image<S>, level: S, factor: f64) -> Image<S> {
-    let factor = factor as f32;
-    for x in image.data_mut() {
-        *x = x.blend(level, factor);
-    }
+    S::blend_with_level(image.data_mut(), level, factor as f32);
     image
+}
+
+pub(crate) fn blend_with_level_u8(samples: &mut [u8], level: u8, factor: f32) {
+    run(LevelBlend { samples, level: f32::from(level), factor });
+}
+
+pub(crate) fn blend_with_luma_u8(pixels: &mut [[u8; 3]], factor: f32) {
+    map_pixels(pixels, LumaBlend { factor });
+}
+
+pub(crate) fn blend_with_level_f32(samples: &mut [f32], level: f32, factor: f32) {
+    samples.iter_mut().for_each(|x| *x = blend_f32(*x, level, factor));
+}
+
+pub(crate) fn blend_with_luma_f32(pixels: &mut [[f32; 3]], factor: f32) {
+    for pixel in pixels {
+        let luma = luma_f32(*pixel);
+        *pixel = pixel.map(|x| blend_f32(x, luma, factor));
+    }
+}
+
+struct LevelBlend<'a> {
+    samples: &'a mut [u8],
+    level: f32,
+    factor: f32,
+}
+
+impl Kernel for LevelBlend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for x in self.samples {
+            *x = blend_u8(*x, self.level, self.factor);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct LumaBlend {
+    factor: f32,
+}
+
+impl PixelMap for LumaBlend {
+    #[inline(always)]
+    fn map(self, [r, g, b]: [u8; 3]) -> [u8; 3] {
+        let luma = f32::from(luma_u8([r, g, b]));
+        [blend_u8(r, luma, self.factor), blend_u8(g, luma, self.factor), blend_u8(b, luma, self.factor)]
+    }
+}
+
+/// Pillow's `ImagingBlend`.
+#[inline(always)]
+fn blend_u8(x: u8, other: f32, factor: f32) -> u8 {
+    cut_to_u8(other + factor * (f32::from(x) - other))
+}
+
+fn blend_f32(x: f32, other: f32, factor: f32) -> f32 {
+    (factor * x + (1.0 - factor) * other).clamp(0.0, 1.0)
 }
 
 #[cfg(test)]

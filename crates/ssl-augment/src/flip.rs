@@ -41,10 +41,15 @@ impl HorizontalFlip {
         error::check_probability("flip_p", p)?;
         Ok(Self { p })
     }
+
+    /// Draws whether to flip.
+    pub(crate) fn draw(self, rng: &mut dyn RngCore) -> bool {
+        random::chance(rng, self.p)
+    }
 }
 
 impl<S: Sample> Transform<S> for HorizontalFlip {
     fn apply(&self, image: Image<S>, rng: &mut dyn RngCore) -> Image<S> {
-        if random::chance(rng, self.p) { flip_horizontal(image) } else { image }
+        if self.draw(rng) { flip_horizontal(image) } else { image }
     }
 }

@@ -4,6 +4,7 @@ use rand_core::RngCore;
 
 use crate::error::{self, Error, Result};
 use crate::image::Image;
+use crate::lanes::{Kernel, run};
 use crate::random;
 use crate::sample::Sample;
 use crate::transform::Transform;
@@ -13,6 +14,12 @@ const MAX_SIGMA: f64 = 1000.0;
 
 /// Box blurs in each direction.
 const PASSES: usize = 3;
+
+/// Up to this radius a box is summed anew for every pixel of a row, many pixels at once; above it a sum is carried along.
+const MAX_SUMMED_RADIUS: usize = 16;
+
+/// Samples of a row that are summed at once: all of 32 pixels, a seventh of 224.
+const SUMMED_LANES: usize = 96;
 
 /// Blurs with a standard deviation of `sigma` pixels; 0 and below do nothing, above 1000 counts as 1000.
 ///
@@ -74,20 +81,52 @@ impl<S: Sample> Transform<S> for GaussianBlur {
 pub(crate) fn extended_box_blur(image: Image<u8>, sigma: f64) -> Image<u8> {
     let (width, height) = (image.width(), image.height());
     let blur = ExtendedBox::for_gaussian(sigma as f32);
-    let mut data = image.into_data();
-    let mut other = vec![0; data.len()];
-    for _ in 0..PASSES {
-        for (row, out) in data.chunks_exact(width * 3).zip(other.chunks_exact_mut(width * 3)) {
-            blur.average(row, out, &mut [0; 3]);
+    Image::from_parts(width, height, run(BoxBlur { data: image.into_data(), width, blur }))
+}
+
+/// All passes of a blur, first along the rows, then along the columns.
+struct BoxBlur {
+    data: Vec<u8>,
+    width: usize,
+    blur: ExtendedBox,
+}
+
+impl Kernel for BoxBlur {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<u8> {
+        let Self { mut data, width, blur } = self;
+        let mut line = Vec::new();
+        for row in data.chunks_exact_mut(width * 3) {
+            for _ in 0..PASSES {
+                if blur.radius <= MAX_SUMMED_RADIUS {
+                    repeat_ends(row, blur.radius + 1, &mut line);
+                    blur.average_each(&line, row);
+                } else {
+                    line.clear();
+                    line.extend_from_slice(row);
+                    blur.average_along(&line, row, &mut [0; 3]);
+                }
+            }
         }
-        std::mem::swap(&mut data, &mut other);
+        let mut other = vec![0; data.len()];
+        let mut sums = vec![0; width * 3];
+        for _ in 0..PASSES {
+            blur.average_along(&data, &mut other, &mut sums);
+            std::mem::swap(&mut data, &mut other);
+        }
+        data
     }
-    let mut sums = vec![0; width * 3];
-    for _ in 0..PASSES {
-        blur.average(&data, &mut other, &mut sums);
-        std::mem::swap(&mut data, &mut other);
-    }
-    Image::from_parts(width, height, data)
+}
+
+/// Writes a row of pixels with `n` more of the first and of the last pixel.
+#[inline(always)]
+fn repeat_ends(row: &[u8], n: usize, line: &mut Vec<u8>) {
+    line.clear();
+    (0..n).for_each(|_| line.extend_from_slice(&row[..3]));
+    line.extend_from_slice(row);
+    (0..n).for_each(|_| line.extend_from_slice(&row[row.len() - 3..]));
 }
 
 /// A box of `2 * radius + 1` whole pixels and a part of one more at either end, in fixed point of 24 bits.
@@ -118,9 +157,36 @@ impl ExtendedBox {
         Self { radius, whole, end: (one - (2 * radius as u32 + 1) * whole) / 2 }
     }
 
+    /// Averages a row of pixels that has `radius + 1` more at either end of `line`.
+    #[inline(always)]
+    fn average_each(&self, line: &[u8], out: &mut [u8]) {
+        if out.len() < SUMMED_LANES {
+            self.average_blocks::<1>(line, out);
+        } else {
+            self.average_blocks::<SUMMED_LANES>(line, out);
+        }
+    }
+
+    /// Averages `N` samples at a time; the last block may overlap the one before.
+    #[inline(always)]
+    fn average_blocks<const N: usize>(&self, line: &[u8], out: &mut [u8]) {
+        let (last_block, last) = (out.len() - N, 2 * self.radius + 2);
+        for start in (0..out.len()).step_by(N).map(|start| start.min(last_block)) {
+            let at = |j: usize| line[start + 3 * j..].first_chunk::<N>();
+            let mut sums = [0_u16; N];
+            for x in (1..last).filter_map(at) {
+                (0..N).for_each(|lane| sums[lane] += u16::from(x[lane]));
+            }
+            let Some((left, right)) = at(0).zip(at(last)) else { continue };
+            for (lane, out) in out[start..start + N].iter_mut().enumerate() {
+                *out = self.level(u32::from(sums[lane]), left[lane], right[lane]);
+            }
+        }
+    }
+
     /// Averages along a line of positions, each of `sums.len()` samples side by side; the ends are repeated.
     #[inline(always)]
-    fn average(&self, line: &[u8], out: &mut [u8], sums: &mut [u32]) {
+    fn average_along(&self, line: &[u8], out: &mut [u8], sums: &mut [u32]) {
         let lanes = sums.len();
         let last = line.len() / lanes - 1;
         let at = |x: usize| &line[x.min(last) * lanes..][..lanes];
@@ -138,12 +204,17 @@ impl ExtendedBox {
             let leaving = at(i.saturating_sub(self.radius + 1));
             let (entering, next) = (at(i + self.radius), at(i + self.radius + 1));
             for lane in 0..lanes {
-                let left = u32::from(leaving[lane]);
-                sums[lane] = sums[lane] + u32::from(entering[lane]) - left;
-                let total = sums[lane] * self.whole + (left + u32::from(next[lane])) * self.end;
-                out[lane] = ((total + (1 << 23)) >> 24) as u8;
+                sums[lane] = sums[lane] + u32::from(entering[lane]) - u32::from(leaving[lane]);
+                out[lane] = self.level(sums[lane], leaving[lane], next[lane]);
             }
         }
+    }
+
+    /// The average of pixels that sum to `sum`, and of those at the ends.
+    #[inline(always)]
+    fn level(&self, sum: u32, left: u8, right: u8) -> u8 {
+        let total = sum * self.whole + (u32::from(left) + u32::from(right)) * self.end;
+        ((total + (1 << 23)) >> 24) as u8
     }
 }
 
@@ -219,6 +290,22 @@ mod tests {
             let b = ExtendedBox::for_gaussian(sigma);
             let sum = (2 * b.radius as u32 + 1) * b.whole + 2 * b.end;
             assert!((1 << 24) - sum <= 1, "sigma {sigma}: {sum}");
+        }
+    }
+
+    #[test]
+    fn a_sum_anew_and_a_sum_carried_along_agree() {
+        for sigma in [0.1, 0.7, 1.9, 4.0, 12.0, 90.0] {
+            let blur = ExtendedBox::for_gaussian(sigma);
+            for width in [1, 2, 11, 33, 70] {
+                let row: Vec<u8> = (0..width * 3).map(|i| (i * i * 31 % 256) as u8).collect();
+                let (mut anew, mut along) = (row.clone(), row.clone());
+                let mut line = Vec::new();
+                repeat_ends(&row, blur.radius + 1, &mut line);
+                blur.average_each(&line, &mut anew);
+                blur.average_along(&row, &mut along, &mut [0; 3]);
+                assert_eq!(anew, along, "sigma {sigma}, width {width}");
+            }
         }
     }
 

@@ -10,6 +10,7 @@ mod gaussian_blur;
 mod grayscale;
 mod hue;
 mod image;
+mod lanes;
 mod multi_view;
 mod normalize;
 mod posterize;

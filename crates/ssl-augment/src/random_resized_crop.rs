@@ -3,6 +3,7 @@
 use rand_core::RngCore;
 
 use crate::error::{self, Result};
+use crate::flip::HorizontalFlip;
 use crate::image::Image;
 use crate::random;
 use crate::resize::{self, CropBox, Interpolation};
@@ -78,6 +79,21 @@ impl RandomResizedCrop {
     pub fn crop<S: Sample>(&self, image: &Image<S>, rng: &mut dyn RngCore) -> Image<S> {
         let crop = self.draw(image.width(), image.height(), rng);
         resize::resize_region(image, crop, self.size, self.size, self.interpolation)
+    }
+
+    /// [`RandomResizedCrop::crop`], then `flip`, in one pass and with the same draws.
+    pub(crate) fn crop_and_flip<S: Sample>(
+        &self,
+        flip: HorizontalFlip,
+        image: &Image<S>,
+        rng: &mut dyn RngCore,
+    ) -> Image<S> {
+        let crop = self.draw(image.width(), image.height(), rng);
+        if flip.draw(rng) {
+            resize::resize_region_flipped(image, crop, self.size, self.size, self.interpolation)
+        } else {
+            resize::resize_region(image, crop, self.size, self.size, self.interpolation)
+        }
     }
 
     /// The largest centred box with a ratio in range.

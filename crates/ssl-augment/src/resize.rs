@@ -135,6 +135,19 @@ pub(crate) fn resize_region<S: Sample>(
     resample::resample(image, crop, horizontal, vertical)
 }
 
+/// The mirror image of [`resize_region`], at no cost: the columns are computed from right to left.
+pub(crate) fn resize_region_flipped<S: Sample>(
+    image: &Image<S>,
+    crop: CropBox,
+    width: usize,
+    height: usize,
+    interpolation: Interpolation,
+) -> Image<S> {
+    let horizontal = Taps::antialiased::<S>(crop.width, width, (0..width).rev(), interpolation);
+    let vertical = Taps::antialiased::<S>(crop.height, height, 0..height, interpolation);
+    resample::resample(image, crop, horizontal, vertical)
+}
+
 fn check_target(width: usize, height: usize) -> Result<()> {
     error::check_side("width", width)?;
     error::check_side("height", height)

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use crate::image::Image;
 use crate::normalize::Normalize;
-use crate::{gaussian_blur, grayscale, hue};
+use crate::{enhance, gaussian_blur, grayscale, hue};
 
 /// A sample of a pixel: `u8` in 0..=255 or `f32` in [0, 1].
 ///
@@ -31,10 +31,12 @@ pub trait Arithmetic: Sized + Copy {
     /// The sample for a weighted sum.
     fn from_sum(sum: Self::Weight) -> Self;
 
-    /// `factor * self + (1 - factor) * other`, clamped to the range of samples.
-    fn blend(self, other: Self, factor: f32) -> Self;
-    /// The grey value of a pixel.
-    fn luma(rgb: [Self; 3]) -> Self;
+    /// `factor * x + (1 - factor) * level` for every sample `x`, clamped to the range of samples.
+    fn blend_with_level(samples: &mut [Self], level: Self, factor: f32);
+    /// The same with the grey value of each pixel in place of a level.
+    fn blend_with_luma(pixels: &mut [[Self; 3]], factor: f32);
+    /// Replaces all samples by the grey value of their pixel.
+    fn replace_by_luma(pixels: &mut [[Self; 3]]);
     /// The mean grey value of an image.
     fn mean_luma(image: &Image<Self>) -> Self
     where
@@ -66,21 +68,26 @@ impl Arithmetic for u8 {
         (scaled + 0.5_f64.copysign(scaled)) as i32
     }
 
+    #[inline(always)]
     fn accumulate(self, sum: i32, weight: i32) -> i32 {
         sum + i32::from(self) * weight
     }
 
+    #[inline(always)]
     fn from_sum(sum: i32) -> Self {
         (sum >> WEIGHT_BITS).clamp(0, 255) as u8
     }
 
-    fn blend(self, other: Self, factor: f32) -> Self {
-        let (this, other) = (f32::from(self), f32::from(other));
-        (other + factor * (this - other)) as u8
+    fn blend_with_level(samples: &mut [Self], level: Self, factor: f32) {
+        enhance::blend_with_level_u8(samples, level, factor);
     }
 
-    fn luma(rgb: [Self; 3]) -> Self {
-        grayscale::luma_u8(rgb)
+    fn blend_with_luma(pixels: &mut [[Self; 3]], factor: f32) {
+        enhance::blend_with_luma_u8(pixels, factor);
+    }
+
+    fn replace_by_luma(pixels: &mut [[Self; 3]]) {
+        grayscale::replace_by_luma_u8(pixels);
     }
 
     fn mean_luma(image: &Image<Self>) -> Self {
@@ -117,20 +124,26 @@ impl Arithmetic for f32 {
         exact as f32
     }
 
+    #[inline(always)]
     fn accumulate(self, sum: f32, weight: f32) -> f32 {
         sum + self * weight
     }
 
+    #[inline(always)]
     fn from_sum(sum: f32) -> Self {
         sum
     }
 
-    fn blend(self, other: Self, factor: f32) -> Self {
-        (factor * self + (1.0 - factor) * other).clamp(0.0, 1.0)
+    fn blend_with_level(samples: &mut [Self], level: Self, factor: f32) {
+        enhance::blend_with_level_f32(samples, level, factor);
     }
 
-    fn luma(rgb: [Self; 3]) -> Self {
-        grayscale::luma_f32(rgb)
+    fn blend_with_luma(pixels: &mut [[Self; 3]], factor: f32) {
+        enhance::blend_with_luma_f32(pixels, factor);
+    }
+
+    fn replace_by_luma(pixels: &mut [[Self; 3]]) {
+        grayscale::replace_by_luma_f32(pixels);
     }
 
     fn mean_luma(image: &Image<Self>) -> Self {

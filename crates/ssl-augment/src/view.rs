@@ -169,10 +169,14 @@ impl View {
         self.crop.size()
     }
 
-    /// Makes a view; where the crop comes first, pixels outside it are neither read nor copied.
+    /// Makes a view; where the crop comes first, pixels outside it are neither read nor copied, and a flip right after it
+    /// costs nothing.
     pub fn view<S: Sample>(&self, image: &Image<S>, rng: &mut dyn RngCore) -> Image<S> {
-        match self.order.split_first() {
-            Some((Operation::Crop, rest)) => self.run(rest, self.crop.crop(image, rng), rng),
+        match self.order.as_slice() {
+            [Operation::Crop, Operation::Flip, rest @ ..] => {
+                self.run(rest, self.crop.crop_and_flip(self.flip, image, rng), rng)
+            }
+            [Operation::Crop, rest @ ..] => self.run(rest, self.crop.crop(image, rng), rng),
             _ => self.run(&self.order, image.clone(), rng),
         }
     }

@@ -3,8 +3,8 @@
 
 use candle_core::{Result, Tensor, bail};
 use ssl_nn::{
-    AttentionOptions, BlockOptions, Init, LayerNorm, Scope, TransformerBlock, TransformerBlockConfig, linear,
-    transformer_blocks,
+    AttentionOptions, BicubicConfig, BlockOptions, Init, LayerNorm, Scope, TransformerBlock,
+    TransformerBlockConfig, interpolate_positions, linear, transformer_blocks,
 };
 
 use crate::backbone::Backbone;
@@ -114,10 +114,13 @@ pub struct Vit {
 }
 
 impl Vit {
-    /// The tokens after the last norm: `(B, 3, S, S)` to `(B, 1 + patches, dim)`, the class token first.
+    /// The tokens after the last norm: `(B, 3, H, W)` to `(B, 1 + patches, dim)`, the class token first.
+    ///
+    /// Images may have another size than the network was built for: the position embeddings are then interpolated, as
+    /// `torch.nn.functional.interpolate` does in mode `bicubic`.
     ///
     /// # Errors
-    /// If the images are not of the size that the network was built for.
+    /// If the images do not consist of whole patches.
     pub fn forward_features(&self, x: &Tensor) -> Result<Tensor> {
         self.norm.forward(&self.forward_blocks(x, None)?)
     }
@@ -143,19 +146,22 @@ impl Vit {
     fn embed(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, channels, h, w) = x.dims4()?;
         let VitConfig { image_size, patch_size: p, dim, .. } = self.config;
-        if (channels, h, w) != (3, image_size, image_size) {
+        let (rows, columns) = (h / p, w / p);
+        if channels != 3 || rows * columns == 0 || h % p != 0 || w % p != 0 {
             bail!(
-                "vision transformer: expected images (B, 3, {image_size}, {image_size}), got {:?}",
+                "vision transformer: expected images (B, 3, H, W) in whole patches of {p}, got {:?}",
                 x.dims()
             );
         }
-        let (rows, columns) = (h / p, w / p);
+        let grid = image_size / p;
+        let positions =
+            interpolate_positions(&self.pos_embed, (grid, grid), (rows, columns), BicubicConfig::default())?;
         let patches = x.reshape((batch, 3, rows, p, columns, p))?.permute((0, 2, 4, 1, 3, 5))?;
         let patches = patches.reshape((batch, rows * columns, 3 * p * p))?;
         let weight = self.patch_weight.reshape((dim, 3 * p * p))?;
         let patches = linear(&patches, &weight, Some(&self.patch_bias), None)?;
         let tokens = Tensor::cat(&[&self.cls_token.broadcast_as((batch, 1, dim))?, &patches], 1)?;
-        tokens.broadcast_add(&self.pos_embed)
+        tokens.broadcast_add(&positions)
     }
 }
 
@@ -230,11 +236,23 @@ mod tests {
     }
 
     #[test]
+    fn images_of_another_size_have_interpolated_positions_that_learn() {
+        let params = Params::new(1, DType::F32, &Device::Cpu);
+        let vit = small().build(&params.root()).unwrap();
+        let tokens = vit.forward_features(&images(2, 12)).unwrap();
+        assert_eq!(tokens.dims(), [2, 10, 12]);
+        let grads = tokens.powf(3.0).unwrap().sum_all().unwrap().backward().unwrap();
+        let grad = grads.get(&params.get("pos_embed").unwrap()).unwrap();
+        assert_eq!(grad.dims(), [1, 5, 12]);
+        assert!(grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0);
+    }
+
+    #[test]
     fn sizes_that_do_not_fit_are_refused() {
         let params = Params::new(1, DType::F32, &Device::Cpu);
         let vit = small().build(&params.root()).unwrap();
-        let error = vit.forward_t(&images(1, 12), false).unwrap_err().to_string();
-        assert!(error.contains("(B, 3, 8, 8), got [1, 3, 12, 12]"), "{error}");
+        let error = vit.forward_t(&images(1, 10), false).unwrap_err().to_string();
+        assert!(error.contains("whole patches of 4, got [1, 3, 10, 10]"), "{error}");
         for (config, part) in [
             (VitConfig { patch_size: 0, ..small() }, "patch_size = 0 is not in 1..=1024"),
             (VitConfig { patch_size: 3, ..small() }, "image_size = 8 is not a multiple of patch_size = 3"),

@@ -5,16 +5,19 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::cached::Cached;
 use crate::fingerprint::Fingerprint;
-use crate::{Dataset, Error, Limits, Result, Sample, Splits, decode_file};
+use crate::{Dataset, Error, Limits, OpenOptions, Result, Sample, Splits, decode_file};
 
 const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
 
 /// Opens the image files below `root`, whose name for people is `name`.
-pub(crate) fn open(root: &Path, name: &str, limits: &Limits) -> Result<Splits> {
+pub(crate) fn open(root: &Path, name: &str, options: &OpenOptions) -> Result<Splits> {
+    let limits = &options.limits;
+    let cached = |images| Box::new(Cached::new(images, options.cache_bytes));
     let Some((train, test)) = find_splits(root)? else {
         let images = ImageFolder::open(root, name.to_owned(), limits)?;
-        return Ok(Splits { train: Box::new(images), test: None });
+        return Ok(Splits { train: cached(images), test: None });
     };
     let open_split = |split: &str| ImageFolder::open(&root.join(split), format!("{name}/{split}"), limits);
     let train = open_split(train)?;
@@ -22,7 +25,7 @@ pub(crate) fn open(root: &Path, name: &str, limits: &Limits) -> Result<Splits> {
         Some(split) => Some(Box::new(open_split(split)?.with_classes_of(&train)?) as Box<dyn Dataset>),
         None => None,
     };
-    Ok(Splits { train: Box::new(train), test })
+    Ok(Splits { train: cached(train), test })
 }
 
 /// The sub-folders for training and testing, if `root` is divided so.

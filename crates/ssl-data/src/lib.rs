@@ -21,6 +21,7 @@
 //! ```
 #![doc = include_str!("../README.md")]
 
+mod cached;
 mod cifar;
 mod class_names;
 mod dataset;

@@ -15,6 +15,9 @@ pub(crate) const ACCEPTED: &str = "a folder with images (.jpg, .jpeg, .png, .web
 pub struct OpenOptions {
     /// What one image, and one data set in memory, may cost.
     pub limits: Limits,
+    /// Bytes of memory for decoded training images of a folder, which are then not decoded again; 0, the default, for
+    /// none. IDX and CIFAR are in memory in any case. Images have the same values with and without it.
+    pub cache_bytes: u64,
 }
 
 /// Opens the data set in the folder at `path`.
@@ -55,7 +58,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Splits> {
     if cifar::recognises_pickles(path) {
         return Err(Error::unrecognised(path, "holds the Python version of CIFAR, which is pickled"));
     }
-    folder::open(path, &folder_name(path), limits)
+    folder::open(path, &folder_name(path), options)
 }
 
 /// The name of a folder even if the path is `.` or ends in `..`.

@@ -54,7 +54,8 @@ impl Images {
 pub fn open_images(config: &DataConfig, path: &Path) -> Result<Images> {
     config.validate()?;
     let policy = config.policy()?;
-    let splits = open(path, &OpenOptions::default())?;
+    let options = OpenOptions { cache_bytes: config.cache_mib << 20, ..OpenOptions::default() };
+    let splits = open(path, &options)?;
     let (description, fingerprint) = (splits.train.describe(), splits.train.fingerprint());
     let labelled =
         |set: &dyn Dataset| set.class_names().len() > 1 && (0..set.len()).all(|i| set.label(i).is_some());

@@ -246,3 +246,67 @@ impl Maker {
         order.1.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::images::open_images;
+
+    /// A BMP file of `side` x `side` pixels of changing colours.
+    fn bmp(side: u32, seed: u32) -> Vec<u8> {
+        let row_bytes = (3 * side).next_multiple_of(4);
+        let mut file = b"BM".to_vec();
+        for word in
+            [54 + row_bytes * side, 0, 54, 40, side, side, 1 | 24 << 16, 0, row_bytes * side, 0, 0, 0, 0]
+        {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend((0..row_bytes * side).map(|i| (i % 253 * (i % 7) + 31 * seed) as u8));
+        file
+    }
+
+    /// Two epochs of batches: the indices and all pixels.
+    fn batches(folder: &Path, cache_mib: &str, threads: usize) -> (Vec<usize>, Vec<f32>) {
+        let settings = [
+            ("data.cache_mib", cache_mib),
+            ("data.on_error", "skip"),
+            ("augment.size", "16"),
+            ("train.batch_size", "4"),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let recipe = Recipe::load("simclr-cifar10", &settings).unwrap();
+        let images = open_images(&recipe.data, folder).unwrap().train;
+        let mut loader = Loader::new(&recipe, images, 0..6, threads, &Device::Cpu).unwrap();
+        let (mut index, mut pixels) = (Vec::new(), Vec::new());
+        while let Some(batch) = loader.next_batch() {
+            let batch = batch.unwrap();
+            index.extend(batch.index);
+            for view in batch.views {
+                pixels.extend(view.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            }
+        }
+        (index, pixels)
+    }
+
+    #[test]
+    fn a_cache_changes_no_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..12 {
+            // Half of the images fill a cache of one MiB.
+            std::fs::write(folder.path().join(format!("{i:02}.bmp")), bmp(250, i)).unwrap();
+        }
+        std::fs::write(folder.path().join("05.bmp"), b"torn").unwrap();
+        let plain = batches(folder.path(), "0", 1);
+        assert_eq!(plain.0.len(), 24);
+        for cache_mib in ["1", "64"] {
+            for threads in [1, 3] {
+                assert!(
+                    batches(folder.path(), cache_mib, threads) == plain,
+                    "{cache_mib} MiB, {threads} threads"
+                );
+            }
+        }
+    }
+}

@@ -21,6 +21,9 @@ const EMBEDDED: [(&str, &str); 3] = [
     ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
 ];
 
+/// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
+const MAX_CACHE_MIB: u64 = 1 << 24;
+
 /// More epochs than any run has, and few enough that counting steps never overflows.
 const MAX_EPOCHS: usize = 1_000_000;
 
@@ -72,6 +75,9 @@ pub struct DataConfig {
     pub on_error: String,
     /// Share of the training images held out for evaluation if the data has labels but no test split, in `(0, 1)`.
     pub holdout: f64,
+    /// Memory in MiB for decoded training images of a folder, which are then decoded once and not in every epoch; 0 for
+    /// none. It does not change the result.
+    pub cache_mib: u64,
 }
 
 /// How views are made.
@@ -189,25 +195,30 @@ impl Recipe {
         toml::to_string(self).map_err(|e| Error::Recipe(e.to_string()))
     }
 
-    /// Sixteen hexadecimal digits that change with whatever changes the result, the place of the data excepted.
+    /// Sixteen hexadecimal digits that change with whatever changes the result, the place of the data excepted. The size
+    /// of the cache changes nothing.
     ///
     /// # Errors
     /// As [`Recipe::to_toml`].
     pub fn hash(&self) -> Result<String> {
-        let digest = Sha256::digest(self.without_place().to_toml()?.as_bytes());
+        let digest = Sha256::digest(self.without_place_and_cache().to_toml()?.as_bytes());
         Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Key by key what differs from `there`, except the place of the data, which does not change the result.
+    /// Key by key what differs from `there`, except the place of the data and the size of the cache, which do not change
+    /// the result.
     ///
     /// # Errors
     /// As [`Recipe::to_toml`].
     pub(crate) fn differences(&self, there: &Self) -> Result<Vec<String>> {
-        Ok(layers::differences(&to_table(&there.without_place())?, &to_table(&self.without_place())?))
+        Ok(layers::differences(
+            &to_table(&there.without_place_and_cache())?,
+            &to_table(&self.without_place_and_cache())?,
+        ))
     }
 
-    fn without_place(&self) -> Self {
-        Self { data: DataConfig { path: String::new(), ..self.data.clone() }, ..self.clone() }
+    fn without_place_and_cache(&self) -> Self {
+        Self { data: DataConfig { path: String::new(), cache_mib: 0, ..self.data.clone() }, ..self.clone() }
     }
 
     /// All keys with their defaults, for the variants that `layer` names.
@@ -233,7 +244,7 @@ impl Recipe {
         Ok(Self {
             name: "unnamed".to_owned(),
             seed: 0,
-            data: DataConfig { path: "fashion-mnist".to_owned(), on_error: "stop".to_owned(), holdout: 0.2 },
+            data: DataConfig::default(),
             augment: AugmentConfig {
                 preset: method.clone(),
                 size: 224,
@@ -316,6 +327,12 @@ impl Recipe {
     }
 }
 
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { path: "fashion-mnist".to_owned(), on_error: "stop".to_owned(), holdout: 0.2, cache_mib: 0 }
+    }
+}
+
 impl DataConfig {
     pub(crate) fn validate(&self) -> Result<()> {
         if self.path.is_empty() {
@@ -323,6 +340,12 @@ impl DataConfig {
         }
         if !(self.holdout > 0.0 && self.holdout < 1.0) {
             return Err(Error::Recipe(format!("data.holdout = {} is not in (0, 1)", self.holdout)));
+        }
+        if self.cache_mib > MAX_CACHE_MIB {
+            return Err(Error::Recipe(format!(
+                "data.cache_mib = {} is not in 0..={MAX_CACHE_MIB}",
+                self.cache_mib
+            )));
         }
         self.policy().map(drop)
     }
@@ -478,6 +501,8 @@ mod tests {
             ("eval.knn_temperature", "0", "eval.knn_temperature = 0 positive"),
             ("data.on_error", "panic", "neither \"stop\" nor \"skip\""),
             ("data.path", "", "data.path is empty"),
+            ("data.cache_mib", "16777217", "data.cache_mib = 16777217 is not in 0..=16777216"),
+            ("data.cache_mib", "-1", "data.cache_mib = -1 is not in 0..="),
             ("data.holdout", "1", "data.holdout = 1 is not in (0, 1)"),
             ("augment.preset", "nothing", "available: simclr"),
             ("augment.crop_scale", "[0, 1]", "crop_scale"),
@@ -538,6 +563,7 @@ mod tests {
     fn the_hash_follows_the_result_and_not_the_place_of_the_data() {
         let hash = |overrides: &[(&str, &str)]| parse(overrides).unwrap().hash().unwrap();
         assert_eq!(hash(&[]), hash(&[("data.path", "elsewhere")]));
+        assert_eq!(hash(&[]), hash(&[("data.cache_mib", "100")]));
         assert_ne!(hash(&[]), hash(&[("seed", "1")]));
     }
 }

@@ -52,8 +52,16 @@ pub struct Session {
     /// Optimiser steps done, and saved.
     step: usize,
     saved: Option<usize>,
-    /// Steps and seconds of training in this process.
-    trained: (usize, f64),
+    trained: Trained,
+}
+
+/// What was trained in this process.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trained {
+    steps: usize,
+    seconds: f64,
+    /// Seconds of these in which the training thread waited for images.
+    wait_seconds: f64,
 }
 
 impl std::fmt::Debug for Session {
@@ -105,7 +113,7 @@ impl Session {
             let reason = format!("belongs to another recipe: {}", differences.join("; "));
             return Err(Error::Checkpoint { path: place.to_owned(), reason });
         }
-        let images = usable_images(&recipe, &data(&wanted))?;
+        let images = usable_images(&wanted, &data(&wanted))?;
         if let Some((path, checkpoint)) = &latest {
             checkpoint.check_data(path, &images.fingerprint)?;
         }
@@ -144,7 +152,7 @@ impl Session {
             threads,
             step: 0,
             saved: None,
-            trained: (0, 0.0),
+            trained: Trained::default(),
         })
     }
 
@@ -171,6 +179,13 @@ impl Session {
     /// The store of parameters and buffers.
     pub fn params(&self) -> &Params {
         &self.trainer.params
+    }
+
+    /// Share of its training time in this process, in [0, 1], that the training thread waited for images; `None` before
+    /// the first step. Above some 5 % more loader threads, smaller files or a cache (`data.cache_mib`) would help.
+    pub fn wait_share(&self) -> Option<f64> {
+        let Trained { seconds, wait_seconds, .. } = self.trained;
+        (seconds > 0.0).then(|| wait_seconds / seconds)
     }
 
     /// Optimiser steps that the run will have done at its end.
@@ -203,7 +218,9 @@ impl Session {
             self.step += 1;
             self.log.append(&metrics_line(self.step, epoch, rate, &measured))?;
             let seconds = started.elapsed().as_secs_f64();
-            self.trained = (self.trained.0 + 1, self.trained.1 + seconds);
+            self.trained.steps += 1;
+            self.trained.seconds += seconds;
+            self.trained.wait_seconds += measured.wait_seconds;
             let report = StepReport {
                 step: self.step,
                 total_steps: last,
@@ -272,7 +289,7 @@ impl Session {
     /// # Errors
     /// If the file system refuses.
     pub fn write_result(&self, evaluation: Option<&Evaluation>) -> Result<Value> {
-        let (steps, seconds) = self.trained;
+        let Trained { steps, seconds, .. } = self.trained;
         let images = (steps * self.recipe.train.batch_size) as f64;
         let mut result = json!({
             "method": self.recipe.method.name(),
@@ -296,6 +313,7 @@ impl Session {
             "weights": "last",
             "images_per_second": if seconds > 0.0 { json!(images / seconds) } else { Value::Null },
             "seconds": seconds,
+            "wait_share": self.wait_share(),
             "steps_in_this_process": steps,
             "peak_rss_bytes": peak_rss_bytes(),
         });

@@ -1,8 +1,8 @@
-//! Residual networks against torchvision: outputs, gradients, running statistics.
+//! Networks against torchvision and timm: outputs, gradients, running statistics.
 
 use anyhow::Result;
 use candle_core::Var;
-use ssl_vision::backbones::{BackboneConfig, ResNet, ResNetConfig, Stem};
+use ssl_vision::backbones::{Backbone, BackboneConfig, ResNet, ResNetConfig, Stem, VitConfig};
 use ssl_vision::nn::global_avg_pool;
 
 use super::case::{Case, Entry, elements};
@@ -10,7 +10,10 @@ use super::check::{Check, norm};
 use super::network;
 
 pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
-    let Some(config) = config(case.entry)? else { return Ok(false) };
+    if let Some(config) = vit(case.entry)? {
+        return judge_vit(case, check, config);
+    }
+    let Some(config) = resnet(case.entry)? else { return Ok(false) };
     let params = network::params();
     let resnet = config.build(&params.root())?;
     network::load(case, check, &params)?;
@@ -22,8 +25,34 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     Ok(true)
 }
 
-/// The network that the entry names, or `None` if we have none like it.
-fn config(entry: &Entry) -> Result<Option<ResNetConfig>> {
+/// The vision transformer of timm that the entry names, or `None` if it is none.
+fn vit(entry: &Entry) -> Result<Option<VitConfig>> {
+    let known =
+        [("vit_tiny_patch16_224", VitConfig::vit_tiny()), ("vit_small_patch16_224", VitConfig::vit_small())];
+    let Some((_, base)) = known.into_iter().find(|(name, _)| entry.origin.contains(name)) else {
+        return Ok(None);
+    };
+    let (image_size, patch_size) = (entry.params.get("img_size")?, entry.params.get("patch_size")?);
+    Ok(Some(VitConfig { image_size, patch_size, ..base }))
+}
+
+/// Judges the tokens, the class token and the gradients of the mean of the tokens.
+fn judge_vit(case: &Case<'_>, check: &mut Check<'_>, config: VitConfig) -> Result<bool> {
+    let params = network::params();
+    let vit = config.build(&params.root())?;
+    network::load(case, check, &params)?;
+    let x = Var::from_tensor(case.tensor("in.x")?)?;
+    let tokens = vit.forward_features(&x)?;
+    check.tensor("out.tokens", &tokens)?;
+    check.tensor("out.cls", &vit.forward_t(&x, false)?)?;
+    for (train, suffix) in network::modes(case) {
+        network::judge_loss(case, check, &params, (&x, &tokens), (train, suffix))?;
+    }
+    Ok(true)
+}
+
+/// The residual network that the entry names, or `None` if we have none like it.
+fn resnet(entry: &Entry) -> Result<Option<ResNetConfig>> {
     let symbols = || entry.origin.split(|c: char| !c.is_alphanumeric() && c != '_');
     let Some(name) = BackboneConfig::NAMES.into_iter().find(|name| symbols().any(|symbol| symbol == *name))
     else {

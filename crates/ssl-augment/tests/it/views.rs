@@ -2,7 +2,8 @@
 
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use ssl_augment::{
-    ColorJitterConfig, Error, Image, Interpolation, MultiView, Operation, ViewConfig, presets,
+    ColorJitterConfig, Error, Image, Interpolation, MultiView, Operation, ViewConfig, flip_horizontal,
+    presets,
 };
 
 fn image(width: usize, height: usize) -> Image {
@@ -60,6 +61,22 @@ fn a_view_depends_on_its_own_generator_only() {
     let fewer = MultiView::new(&presets::dino(32)[..2]).unwrap().views(&image(50, 40), seeded);
     assert_eq!(all[..2], fewer[..]);
     assert_ne!(all[0], all[1]);
+}
+
+#[test]
+fn a_flip_within_the_crop_is_a_flip_after_it() {
+    // A photo wider than the view, a tall one whose height shrinks first, and one that grows.
+    for (width, height) in [(90, 60), (20, 200), (12, 15)] {
+        let config = ViewConfig { size: 24, interpolation: Interpolation::Bicubic, ..ViewConfig::default() };
+        let view = |flip_p| ViewConfig { flip_p, ..config.clone() }.build().unwrap();
+        for seed in 0..10 {
+            let make = |flip_p| view(flip_p).view(&image(width, height), &mut seeded(seed));
+            assert_eq!(make(1.0), flip_horizontal(make(0.0)));
+            let float = image(width, height).to_float();
+            let make = |flip_p| view(flip_p).view(&float, &mut seeded(seed));
+            assert_eq!(make(1.0), flip_horizontal(make(0.0)));
+        }
+    }
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn a_split_over_the_limit_is_refused() {
     let folder = cifar_10();
     let open_within = |max_packed_bytes| {
         let limits = Limits { max_packed_bytes, ..Limits::default() };
-        ssl_data::open(folder.path(), &OpenOptions { limits })
+        ssl_data::open(folder.path(), &OpenOptions { limits, ..OpenOptions::default() })
     };
     open_within(40_000).unwrap();
     let message = open_within(20_000).unwrap_err().to_string();

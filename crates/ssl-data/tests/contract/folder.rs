@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use ssl_data::{Dataset, Error};
+use ssl_data::{Dataset, Error, OpenOptions};
 
 use crate::fixtures::{encode, gradient, open, open_error, pixel, write, write_png};
 
@@ -198,4 +198,27 @@ fn a_link_to_nothing_is_a_broken_image() {
     let train = open(folder.path()).unwrap().train;
     assert_eq!(train.len(), 2);
     assert!(train.get(1).unwrap_err().to_string().contains("2.png: cannot be read"));
+}
+
+#[test]
+fn a_cache_changes_no_image_and_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for (i, name) in ["a/0.png", "a/1.png", "b/2.png", "b/3.png"].into_iter().enumerate() {
+        write_png(folder.path(), name, 10 * i as u8);
+    }
+    write(folder.path(), "b/torn.png", b"no image");
+    let plain = open(folder.path()).unwrap().train;
+    // Nothing, the slots and two images of 12 bytes, and all.
+    for cache_bytes in [0, 24 + 5 * 64, 1 << 20] {
+        let options = OpenOptions { cache_bytes, ..OpenOptions::default() };
+        let cached = ssl_data::open(folder.path(), &options).unwrap().train;
+        assert_eq!(cached.fingerprint(), plain.fingerprint());
+        assert_eq!(cached.describe(), plain.describe());
+        for index in (0..6).chain(0..6) {
+            let text = |set: &dyn Dataset| {
+                set.get(index).map(|sample| (sample.image, sample.label)).map_err(|error| error.to_string())
+            };
+            assert_eq!(text(&*cached), text(&*plain));
+        }
+    }
 }

@@ -120,7 +120,9 @@ fn memory_is_spent_on_what_is_there_only() {
     write(folder.path(), "train-images-idx3-ubyte", &idx(&[3_000, 1_000, 1_000], &[1; 4]));
     assert!(open_error(folder.path()).contains("it ends after 4 of 3000000000 bytes"));
     let limits = Limits { max_packed_bytes: 2_999_999_999, ..Limits::default() };
-    let message = ssl_data::open(folder.path(), &OpenOptions { limits }).unwrap_err().to_string();
+    let message = ssl_data::open(folder.path(), &OpenOptions { limits, ..OpenOptions::default() })
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("more than the limit of 2999999999 bytes"), "{message}");
 }
 
