@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use crate::fresh::filled;
 use crate::graph::{gradient, node};
 use crate::storage::{Element, dispatch, reader};
 
@@ -65,13 +66,12 @@ pub(crate) fn rectify<T: Element>(x: T) -> T {
 
 /// The gradient that passes where the output `y` of a ReLU is positive.
 pub(crate) fn masked<T: Element>(dy: &[T], y: &[T]) -> Vec<T> {
-    let mut dx = vec![T::ZERO; dy.len()];
-    dx.par_chunks_mut(BLOCK).zip(dy.par_chunks(BLOCK)).zip(y.par_chunks(BLOCK)).for_each(|((dx, dy), y)| {
+    filled(dy.len(), BLOCK, |i, dx: &mut [T]| {
+        let [dy, y] = [dy, y].map(|all| &all[i * BLOCK..]);
         for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
             *dx = if *y > T::ZERO { *dy } else { T::ZERO };
         }
-    });
-    dx
+    })
 }
 
 #[cfg(test)]

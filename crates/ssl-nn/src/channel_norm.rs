@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use crate::activation::rectify;
+use crate::fresh::filled;
 use crate::kernel::wide;
 use crate::lanes::{LANES, Lanes, blocks, load, store};
 use crate::storage::Element;
@@ -16,6 +17,11 @@ const CHUNK: usize = 1 << 14;
 /// Elements of the rows that one task works on.
 fn chunk(channels: usize) -> usize {
     (CHUNK / channels.max(1)).max(1) * channels.max(1)
+}
+
+/// Rows that are gone through together: few enough that each is a stream that the processor reads ahead.
+fn rows_at_once(channels: usize) -> usize {
+    (1024 / channels.max(1)).clamp(4, 64)
 }
 
 /// Mean and biased variance of each channel.
@@ -155,8 +161,8 @@ impl<T: Element> ChannelNorm<T> {
     /// `y[i] = f(channel, z[i], x[i])`.
     fn map(&self, z: &[T], x: &[T], f: impl Fn(usize, T, T) -> T + Sync) -> Vec<T> {
         let (channels, chunk) = (self.channels(), chunk(self.channels()));
-        let mut y = vec![T::ZERO; z.len()];
-        y.par_chunks_mut(chunk).zip(z.par_chunks(chunk)).zip(x.par_chunks(chunk)).for_each(|((y, z), x)| {
+        filled(z.len(), chunk, |i, y| {
+            let [z, x] = [z, x].map(|all| &all[i * chunk..][..y.len()]);
             wide(|| {
                 let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
                 for (y, (z, x)) in y.chunks_exact_mut(channels).zip(rows) {
@@ -166,8 +172,7 @@ impl<T: Element> ChannelNorm<T> {
                     }
                 }
             });
-        });
-        y
+        })
     }
 
     /// The gradients of the input, the weight and the bias.
@@ -210,24 +215,28 @@ impl<T: Element> ChannelNorm<T> {
             .zip(y.par_chunks(chunk))
             .map(|((z, dy), y)| {
                 let (mut first, mut second) = (vec![T::ZERO; n], vec![T::ZERO; n]);
+                let group = rows_at_once(n) * n;
                 wide(|| {
-                    for (start, end) in blocks(n) {
-                        let norm = self.block(start, end);
-                        let (mut a, mut b) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-                        let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
-                        for ((z, dy), y) in rows {
-                            let (z, dy, y) =
-                                (load(&z[start..end]), load(&dy[start..end]), load(&y[start..end]));
-                            for c in 0..LANES {
-                                let centred = z[c] - norm.mean[c];
-                                let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
-                                let dy = if open { dy[c] } else { T::ZERO };
-                                a[c] += dy;
-                                b[c] += dy * centred;
+                    let groups = z.chunks(group).zip(dy.chunks(group)).zip(y.chunks(group));
+                    for ((z, dy), y) in groups {
+                        for (start, end) in blocks(n) {
+                            let norm = self.block(start, end);
+                            let (mut a, mut b) = (load(&first[start..end]), load(&second[start..end]));
+                            let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
+                            for ((z, dy), y) in rows {
+                                let (z, dy, y) =
+                                    (load(&z[start..end]), load(&dy[start..end]), load(&y[start..end]));
+                                for c in 0..LANES {
+                                    let centred = z[c] - norm.mean[c];
+                                    let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
+                                    let dy = if open { dy[c] } else { T::ZERO };
+                                    a[c] += dy;
+                                    b[c] += dy * centred;
+                                }
                             }
+                            store(&mut first[start..end], &a);
+                            store(&mut second[start..end], &b);
                         }
-                        store(&mut first[start..end], &a);
-                        store(&mut second[start..end], &b);
                     }
                 });
                 (first, second)
@@ -253,13 +262,12 @@ impl<T: Element> ChannelNorm<T> {
         (mean_dy, slope): (&[T], &[T]),
     ) -> Vec<T> {
         let (n, chunk) = (self.channels(), chunk(self.channels()));
-        let mut dx = vec![T::ZERO; dy.len()];
-        dx.par_chunks_mut(chunk)
-            .zip(z.par_chunks(chunk))
-            .zip(dy.par_chunks(chunk))
-            .zip(y.par_chunks(chunk))
-            .for_each(|(((dx, z), dy), y)| {
-                wide(|| {
+        let group = rows_at_once(n) * n;
+        filled(dy.len(), chunk, |i, dx| {
+            let [z, dy, y] = [z, dy, y].map(|all| &all[i * chunk..][..dx.len()]);
+            wide(|| {
+                let groups = z.chunks(group).zip(dy.chunks(group)).zip(y.chunks(group));
+                for (dx, ((z, dy), y)) in dx.chunks_mut(group).zip(groups) {
                     for (start, end) in blocks(n) {
                         let norm = self.block(start, end);
                         let (mean_dy, slope) = (load(&mean_dy[start..end]), load(&slope[start..end]));
@@ -277,9 +285,9 @@ impl<T: Element> ChannelNorm<T> {
                             store(&mut dx[start..end], &out);
                         }
                     }
-                });
+                }
             });
-        dx
+        })
     }
 }
 

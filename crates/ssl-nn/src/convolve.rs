@@ -12,69 +12,35 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::fresh::filled_with;
 use crate::geometry::Geometry;
 use crate::kernel::{ISA, Left, Right, Run, multiply};
+pub(crate) use crate::pack::Packed;
+use crate::pack::Strided;
 use crate::storage::Element;
-use crate::winograd;
-
-/// The kernel as the right operand of a multiplication: one packed matrix `K × C_out` for each group.
-pub(crate) struct Packed<T> {
-    data: Vec<T>,
-    /// Elements of a group.
-    group: usize,
-    /// Rows of each matrix.
-    k: usize,
-    width: usize,
-}
-
-impl<T: Element> Packed<T> {
-    /// `groups` matrices of `k × n`, whose elements `at(group, k, n)` gives.
-    pub(crate) fn new(
-        groups: usize,
-        k: usize,
-        n: usize,
-        at: impl Fn(usize, usize, usize) -> T + Sync,
-    ) -> Self {
-        let width = ISA.panel::<T>();
-        let panels = n.div_ceil(width);
-        let mut data = vec![T::ZERO; groups * panels * k * width];
-        data.par_chunks_mut((k * width).max(1)).enumerate().for_each(|(p, panel)| {
-            let (group, first) = (p / panels, p % panels * width);
-            for (k, row) in panel.chunks_exact_mut(width).enumerate() {
-                for (j, v) in row.iter_mut().take(n - first).enumerate() {
-                    *v = at(group, k, first + j);
-                }
-            }
-        });
-        Self { data, group: panels * k * width, k, width }
-    }
-
-    /// The matrix of a group.
-    pub(crate) fn right(&self, group: usize) -> Right<'_, T> {
-        let data = &self.data[group * self.group..][..self.group];
-        Right { data, panel: self.k * self.width, row: self.width }
-    }
-
-    /// `k` as runs of `len` rows, contiguous in the left operand as well.
-    pub(crate) fn runs(&self, len: usize) -> Vec<Run> {
-        (0..self.k).step_by(len.max(1)).map(|k| Run { a: k, b: k * self.width }).collect()
-    }
-}
+use crate::winograd::Weights;
+use crate::{weight_gradient, winograd};
 
 /// `y = conv(x, weight)`; `weight` in PyTorch's order.
 pub(crate) fn forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
     if winograd::serves(g) {
-        return winograd::convolve(g, x, |c, o, tap| weight[(o * g.c_in + c) * 9 + tap]);
+        let weights = Weights { data: weight, row: 9, column: 9 * g.c_in, tap: |tap| tap };
+        return winograd::convolve(g, x, weights);
     }
     direct_forward(g, x, weight)
 }
 
 pub(crate) fn direct_forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
-    let packed = Packed::new(g.groups(), g.k(), g.c_out_group(), |group, k, o| {
-        let (tap, c) = (k / g.c_in_group(), k % g.c_in_group());
-        weight[((group * g.c_out_group() + o) * g.c_in_group() + c) * g.taps() + tap]
-    });
-    sweep(g, x, &packed)
+    // Rows: taps and input channels; columns: output channels.
+    let kernel = Strided {
+        data: weight,
+        taps: g.taps(),
+        rows: g.c_in_group(),
+        start: |group, tap| group * g.c_out_group() * g.k() + tap,
+        row: g.taps(),
+        column: g.k(),
+    };
+    sweep(g, x, &Packed::strided(g.groups(), g.c_out_group(), &kernel))
 }
 
 /// The gradient of `x`.
@@ -83,82 +49,55 @@ pub(crate) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -
         weight[((group * g.c_out_group() + o) * g.c_in_group() + c) * g.taps() + tap]
     };
     if let Some(transposed) = g.transposed().filter(winograd::serves) {
-        return winograd::convolve(&transposed, dy, |o, c, tap| weight[(o * g.c_in + c) * 9 + 8 - tap]);
+        let weights = Weights { data: weight, row: 9 * g.c_in, column: 9, tap: |tap| 8 - tap };
+        return winograd::convolve(&transposed, dy, weights);
     }
     if let Some(transposed) = g.transposed() {
         // The kernel turned by 180 degrees with its channels exchanged.
-        let packed = Packed::new(g.groups(), transposed.k(), g.c_in_group(), |group, k, c| {
-            let (tap, o) = (k / g.c_out_group(), k % g.c_out_group());
-            at(group, g.taps() - 1 - tap, c, o)
-        });
+        let kernel = Strided {
+            data: weight,
+            taps: g.taps(),
+            rows: g.c_out_group(),
+            start: |group, tap| group * g.c_out_group() * g.k() + g.taps() - 1 - tap,
+            row: g.k(),
+            column: g.taps(),
+        };
+        let packed = Packed::strided(g.groups(), g.c_in_group(), &kernel);
         return sweep(&transposed, dy, &packed);
     }
-    let packed = Packed::new(g.groups(), g.c_out_group(), g.k(), |group, o, k| {
-        at(group, k / g.c_in_group(), k % g.c_in_group(), o)
-    });
+    let packed = if g.taps() == 1 {
+        let start = |group, _| group * g.c_out_group() * g.k();
+        let kernel = Strided { data: weight, taps: 1, rows: g.c_out_group(), start, row: g.k(), column: 1 };
+        Packed::strided(g.groups(), g.k(), &kernel)
+    } else {
+        Packed::new(g.groups(), g.c_out_group(), g.k(), |group, o, k| {
+            at(group, k / g.c_in_group(), k % g.c_in_group(), o)
+        })
+    };
     let runs = packed.runs(g.c_out_group());
-    let mut dx = vec![T::ZERO; g.batch * g.image_len()];
-    if dx.is_empty() || dy.is_empty() {
-        return dx;
-    }
     let rows = (g.tile() / g.out_w.max(1)).clamp(1, g.out_h);
-    dx.par_chunks_mut(g.image_len()).zip(dy.par_chunks(g.output_len())).for_each_init(
-        Vec::new,
-        |columns, (dx, dy)| {
-            for row in (0..g.out_h).step_by(rows) {
-                let positions = row * g.out_w..g.out_h.min(row + rows) * g.out_w;
-                columns.resize(positions.len() * g.k(), T::ZERO);
-                for group in 0..g.groups() {
-                    let a = Left {
-                        data: &dy[positions.start * g.c_out + group * g.c_out_group()..],
-                        row: g.c_out,
-                        col: 1,
-                    };
-                    let size = (positions.len(), g.k());
-                    let runs = (&runs[..], g.c_out_group());
-                    multiply(size, runs, a, packed.right(group), (&mut columns[..], g.k()), false);
-                    col2im(g, columns, positions.clone(), group, dx);
-                }
+    filled_with(g.batch * g.image_len(), g.image_len(), Vec::new, |columns, image, dx: &mut [T]| {
+        let dy = &dy[image * g.output_len()..][..g.output_len()];
+        for row in (0..g.out_h).step_by(rows) {
+            let positions = row * g.out_w..g.out_h.min(row + rows) * g.out_w;
+            columns.resize(positions.len() * g.k(), T::ZERO);
+            for group in 0..g.groups() {
+                let start = positions.start * g.c_out + group * g.c_out_group();
+                let a = Left { data: &dy[start..], row: g.c_out, col: 1 };
+                let (size, runs) = ((positions.len(), g.k()), (&runs[..], g.c_out_group()));
+                multiply(size, runs, a, packed.right(group), (&mut columns[..], g.k()), false);
+                col2im(g, columns, positions.clone(), group, dx);
             }
-        },
-    );
-    dx
+        }
+    })
 }
 
 /// The gradient of the weight, in PyTorch's order.
 pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
     if winograd::serves(g) && !x.is_empty() && !dy.is_empty() {
-        return outputs_first(&winograd::weight_gradient(g, x, dy), (g.c_in, g.c_out, 9));
+        return winograd::weight_gradient(g, x, dy);
     }
-    direct_weight_gradient(g, x, dy)
-}
-
-pub(crate) fn direct_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
-    let (k, n) = (g.k(), g.c_out_group());
-    let size = g.groups() * k * n;
-    if x.is_empty() || dy.is_empty() {
-        return vec![T::ZERO; size];
-    }
-    let positions = g.batch * g.positions();
-    let part = positions.div_ceil(parts(size));
-    let sums: Vec<Vec<T>> = (0..positions.div_ceil(part))
-        .into_par_iter()
-        .map(|i| {
-            let (mut columns, mut packed) = (Vec::new(), Vec::new());
-            let mut dw = vec![T::ZERO; size];
-            for tile in tiles(i * part..positions.min((i + 1) * part), g.tile()) {
-                for (group, dw) in dw.chunks_exact_mut(k * n).enumerate() {
-                    let a = columns_of(g, x, tile.clone(), group, &mut columns);
-                    let a = Left { data: a.data, row: 1, col: a.row };
-                    let dy = &dy[tile.start * g.c_out + group * n..];
-                    let (b, run) = right_rows(dy, g.c_out, tile.len(), n, &mut packed);
-                    multiply((k, n), (&[run], tile.len()), a, b, (dw, n), true);
-                }
-            }
-            dw
-        })
-        .collect();
-    from_taps_first(g, &sum_in_order(sums))
+    weight_gradient::weight_gradient(g, x, dy)
 }
 
 /// The sum of some equally long arrays, in their order.
@@ -173,17 +112,6 @@ pub(crate) fn sum_in_order<T: Element>(arrays: Vec<Vec<T>>) -> Vec<T> {
     sum
 }
 
-/// `(C_in, C_out, taps)` to `(C_out, C_in, taps)`.
-fn outputs_first<T: Element>(dw: &[T], (c_in, c_out, taps): (usize, usize, usize)) -> Vec<T> {
-    let mut out = vec![T::ZERO; dw.len()];
-    out.par_chunks_mut(c_in * taps).enumerate().for_each(|(o, out)| {
-        for (c, out) in out.chunks_exact_mut(taps).enumerate() {
-            out.copy_from_slice(&dw[(c * c_out + o) * taps..][..taps]);
-        }
-    });
-    out
-}
-
 /// Parts of the batch that a gradient of `size` elements is summed over separately: enough for several threads, few
 /// enough to fit beside the rest. Depends on nothing but the size, so that sums do not depend on the machine.
 pub(crate) fn parts(size: usize) -> usize {
@@ -194,43 +122,20 @@ pub(crate) fn parts(size: usize) -> usize {
     }
 }
 
-/// `(group, k, k, C_in, C_out)` to `(C_out, C_in, k, k)`.
-fn from_taps_first<T: Element>(g: &Geometry, dw: &[T]) -> Vec<T> {
-    let (c_in, n) = (g.c_in_group(), g.c_out_group());
-    let mut out = vec![T::ZERO; dw.len()];
-    out.par_chunks_mut(g.k()).enumerate().for_each(|(o, out)| {
-        let dw = &dw[o / n * g.k() * n..][..g.k() * n];
-        for (i, v) in out.iter_mut().enumerate() {
-            let (c, tap) = (i / g.taps(), i % g.taps());
-            *v = dw[(tap * c_in + c) * n + o % n];
-        }
-    });
-    out
-}
-
 /// The convolution of all images, tile by tile.
 fn sweep<T: Element>(g: &Geometry, x: &[T], packed: &Packed<T>) -> Vec<T> {
-    let mut y = vec![T::ZERO; g.batch * g.output_len()];
-    if y.is_empty() {
-        return y;
-    }
     let (n, tile) = (g.c_out_group(), g.tile());
     // A row of the kernel at a time keeps the panels small.
     let run = g.k() / g.kh;
     let runs = packed.runs(run);
-    y.par_chunks_mut(tile * g.c_out).enumerate().for_each_init(Vec::new, |columns, (i, y)| {
+    filled_with(g.batch * g.output_len(), tile * g.c_out, Vec::new, |columns, i, y: &mut [T]| {
         let positions = i * tile..i * tile + y.len() / g.c_out;
         for group in 0..g.groups() {
             let a = columns_of(g, x, positions.clone(), group, columns);
             let out = (&mut y[group * n..], g.c_out);
             multiply((positions.len(), n), (&runs, run), a, packed.right(group), out, false);
         }
-    });
-    y
-}
-
-fn tiles(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
-    range.clone().step_by(step).map(move |start| start..range.end.min(start + step))
+    })
 }
 
 /// `rows` rows of a matrix as the right operand: as they lie if whole vectors can be read, else packed.
