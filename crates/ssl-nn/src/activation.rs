@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::fresh::filled;
 use crate::graph::{gradient, node};
+use crate::kernel::vectorised;
 use crate::storage::{Element, dispatch, reader};
 
 /// Elements that one task handles.
@@ -60,17 +61,24 @@ pub fn add_relu(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 /// `max(x, 0)` that keeps NaN.
+#[inline(always)]
 pub(crate) fn rectify<T: Element>(x: T) -> T {
     if x <= T::ZERO { T::ZERO } else { x }
+}
+
+/// The gradient `dy` where the output `y` of a ReLU is positive.
+#[inline(always)]
+pub(crate) fn passed<T: Element>(dy: T, y: T) -> T {
+    if y > T::ZERO { dy } else { T::ZERO }
 }
 
 /// The gradient that passes where the output `y` of a ReLU is positive.
 pub(crate) fn masked<T: Element>(dy: &[T], y: &[T]) -> Vec<T> {
     filled(dy.len(), BLOCK, |i, dx: &mut [T]| {
-        let [dy, y] = [dy, y].map(|all| &all[i * BLOCK..]);
-        for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
-            *dx = if *y > T::ZERO { *dy } else { T::ZERO };
-        }
+        let [dy, y] = [dy, y].map(|all| &all[i * BLOCK..][..dx.len()]);
+        vectorised!(for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
+            *dx = passed(*dy, *y);
+        });
     })
 }
 

@@ -123,8 +123,12 @@ pub(crate) fn parts(size: usize) -> usize {
 }
 
 /// The convolution of all images, tile by tile.
-fn sweep<T: Element>(g: &Geometry, x: &[T], packed: &Packed<T>) -> Vec<T> {
-    let (n, tile) = (g.c_out_group(), g.tile());
+pub(crate) fn sweep<T: Element>(g: &Geometry, x: &[T], packed: &Packed<T>) -> Vec<T> {
+    let n = g.c_out_group();
+    // An even number of tiles, so that two threads get equally much.
+    let positions = g.batch * g.positions();
+    let tile =
+        positions.div_ceil(positions.div_ceil(g.tile()).next_multiple_of(2)).next_multiple_of(14).max(14);
     // A row of the kernel at a time keeps the panels small.
     let run = g.k() / g.kh;
     let runs = packed.runs(run);
@@ -163,6 +167,9 @@ pub(crate) fn right_rows<'a, T: Element>(
     (Right { data: packed, panel: rows * width, row: width }, start)
 }
 
+/// Distance in bytes at which addresses fall on the same lines of a first-level cache.
+const PAGE: usize = 4096;
+
 /// The column matrix `(positions × K)` of a group: for each output position the pixels under the kernel.
 fn columns_of<'a, T: Element>(
     g: &Geometry,
@@ -172,6 +179,15 @@ fn columns_of<'a, T: Element>(
     columns: &'a mut Vec<T>,
 ) -> Left<'a, T> {
     let channels = g.c_in_group();
+    if g.is_pointwise() && (g.c_in * size_of::<T>()).is_multiple_of(PAGE) {
+        // As they lie, the rows of a tile would compete for the same lines of the cache.
+        let row = channels + 16;
+        columns.resize(positions.len() * row, T::ZERO);
+        for (position, column) in positions.zip(columns.chunks_exact_mut(row)) {
+            column[..channels].copy_from_slice(&x[position * g.c_in + group * channels..][..channels]);
+        }
+        return Left { data: columns, row, col: 1 };
+    }
     if g.is_pointwise() {
         return Left { data: &x[positions.start * g.c_in + group * channels..], row: g.c_in, col: 1 };
     }

@@ -63,5 +63,5 @@ pub use linear::{Linear, LinearConfig};
 pub use mlp::{Mlp, MlpConfig};
 pub use params::{Params, Role, Scope};
 pub use pool::{global_avg_pool, global_avg_pool_channels_last, max_pool2d, max_pool2d_channels_last};
-pub use residual::{ConvNorm, residual_block, stem};
+pub use residual::{ConvNorm, Residual, Shortcut, residual_block, residual_blocks, stem};
 pub use rng::{Purpose, Rng, rng};

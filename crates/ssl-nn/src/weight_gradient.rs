@@ -19,6 +19,8 @@ const ROWS: usize = 16 * 14;
 const PANELS: usize = 8;
 /// Positions that are packed at once.
 const DEPTH: usize = 256;
+/// Distance of rows, in elements, from which a block is copied.
+const FAR: usize = 1024;
 /// Blocks that keep some threads busy.
 const TASKS: usize = 16;
 
@@ -126,11 +128,15 @@ impl Blocks {
         let first = block.group * g.c_out_group() + block.rows.start;
         for start in part.clone().step_by(DEPTH) {
             let positions = start..part.end.min(start + DEPTH);
-            left.clear();
-            positions.clone().for_each(|p| left.extend_from_slice(&dy[p * g.c_out + first..][..m]));
-            let row = columns_of(g, x, positions.clone(), block, &mut right);
-            let a = Left { data: &left, row: 1, col: m };
-            let b = Right { data: &right, panel: ISA.panel::<T>(), row };
+            let a = rows_of(&dy[first..], g.c_out, positions.clone(), m, &mut left);
+            let b = if g.is_pointwise() && n.is_multiple_of(ISA.panel::<T>() / 2) {
+                let x = &x[block.group * g.c_in_group() + block.columns.start..];
+                let rows = rows_of(x, g.c_in, positions.clone(), n, &mut right);
+                Right { data: rows.data, panel: ISA.panel::<T>(), row: rows.col }
+            } else {
+                let row = columns_of(g, x, positions.clone(), block, &mut right);
+                Right { data: &right, panel: ISA.panel::<T>(), row }
+            };
             multiply(
                 (m, n),
                 (&[Run { a: 0, b: 0 }], positions.len()),
@@ -142,6 +148,23 @@ impl Blocks {
         }
         sum
     }
+}
+
+/// The first `n` elements of some rows, turned: as they lie, or copied closer together where their distance would make
+/// them compete for the same lines of the cache.
+fn rows_of<'a, T: Element>(
+    data: &'a [T],
+    stride: usize,
+    positions: Range<usize>,
+    n: usize,
+    copy: &'a mut Vec<T>,
+) -> Left<'a, T> {
+    if stride < FAR {
+        return Left { data: &data[positions.start * stride..], row: 1, col: stride };
+    }
+    copy.clear();
+    positions.for_each(|p| copy.extend_from_slice(&data[p * stride..][..n]));
+    Left { data: copy, row: 1, col: n }
 }
 
 /// Rows of the column matrix: the inputs of `positions` that the columns of `block` stand for. Returns the distance of

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use crate::convolve::{parts, right_rows, sum_in_order};
 use crate::fresh::{filled, filled_with};
 use crate::geometry::Geometry;
-use crate::kernel::{ISA, Left, Right, Run, multiply, wide};
-use crate::lanes::{LANES, Lanes, blocks, load, store};
+use crate::kernel::{ISA, Left, Right, Run, multiply, vectorised};
+use crate::lanes::{LANES, Lanes, for_blocks, get, put};
 use crate::storage::Element;
 
 /// Elements of a transformed tile.
@@ -52,13 +52,13 @@ pub(crate) fn convolve<T: Element>(g: &Geometry, x: &[T], weights: Weights<'_, T
             let (v_plane, m_plane) = (plane(n * g.c_in), plane(n * g.c_out));
             v.resize(POINTS * v_plane, T::ZERO);
             m.resize(POINTS * m_plane, T::ZERO);
-            wide(|| band.transform_input(g, x, (v, v_plane)));
+            vectorised!(band.transform_input(g, x, (v, v_plane)));
             for (point, (v, m)) in v.chunks_exact(v_plane).zip(m.chunks_exact_mut(m_plane)).enumerate() {
                 let a = Left { data: v, row: g.c_in, col: 1 };
                 let start = Run { a: 0, b: 0 };
                 multiply((n, g.c_out), (&[start], g.c_in), a, kernel.right(point), (m, g.c_out), false);
             }
-            wide(|| band.transform_output(g, (m, m_plane), y));
+            vectorised!(band.transform_output(g, (m, m_plane), y));
         }
     })
 }
@@ -95,8 +95,8 @@ pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Ve
                     let (v_plane, d_plane) = (plane(n * g.c_in), plane(n * g.c_out));
                     v.resize(POINTS * v_plane, T::ZERO);
                     d.resize(POINTS * d_plane, T::ZERO);
-                    wide(|| band.transform_input(g, x, (&mut v, v_plane)));
-                    wide(|| band.transform_gradient(g, dy, (&mut d, d_plane)));
+                    vectorised!(band.transform_input(g, x, (&mut v, v_plane)));
+                    vectorised!(band.transform_gradient(g, dy, (&mut d, d_plane)));
                     for (point, sum) in sum.chunks_exact_mut(sum_plane).enumerate() {
                         let a = Left { data: &d[point * d_plane..][..n * g.c_out], row: 1, col: g.c_out };
                         let v = &v[point * v_plane..][..n * g.c_in];
@@ -110,7 +110,7 @@ pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Ve
         .collect();
     let sum = sum_in_order(sums);
     filled(g.c_in * g.c_out * 9, g.c_in * 9, |o, dw| {
-        wide(|| kernel_gradients(&sum[o * g.c_in..], sum_plane, dw));
+        vectorised!(kernel_gradients(&sum[o * g.c_in..], sum_plane, dw));
     })
 }
 
@@ -139,8 +139,8 @@ fn wide_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
         v.par_chunks_mut(v_band).zip(d.par_chunks_mut(d_band)).zip(images_in).for_each(
             |((v, d), (x, dy))| {
                 let band = Band { tiles, rows: 0..tiles.rows, images: x.len() / g.image_len() };
-                wide(|| band.transform_input(g, x, (v, v_plane)));
-                wide(|| band.transform_gradient(g, dy, (d, d_plane)));
+                vectorised!(band.transform_input(g, x, (v, v_plane)));
+                vectorised!(band.transform_gradient(g, dy, (d, d_plane)));
             },
         );
         let count = x.len() / g.image_len();
@@ -163,7 +163,7 @@ fn wide_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
     }
     filled(g.c_in * g.c_out * 9, g.c_in * 9, |o, dw| {
         let sum = &sums[o / OUTPUTS * POINTS * sum_plane + o % OUTPUTS * g.c_in..];
-        wide(|| kernel_gradients(sum, sum_plane, dw));
+        vectorised!(kernel_gradients(sum, sum_plane, dw));
     })
 }
 
@@ -181,15 +181,15 @@ impl<T: Element> Kernel<T> {
         let matrix = plane(g.c_in * width);
         let size = g.c_out.div_ceil(width) * POINTS * matrix;
         let data = filled(size, POINTS * matrix, |p, panel| {
-            wide(|| {
+            vectorised!({
                 for c in 0..g.c_in {
-                    for (start, end) in blocks(width.min(g.c_out - p * width)) {
+                    for_blocks!(width.min(g.c_out - p * width), (start, end, FULL) => {
                         let u = kernel_transform(&weights.lanes(c, p * width + start..p * width + end));
                         for (point, u) in u.iter().enumerate() {
                             let at = point * matrix + c * width;
-                            store(&mut panel[at + start..at + end], u);
+                            put::<FULL, _>(&mut panel[at + start..at + end], u);
                         }
-                    }
+                    });
                 }
             });
         });
@@ -236,13 +236,13 @@ fn kernel_transform<T: Element>(g: &[Lanes<T>; 9]) -> [Lanes<T>; POINTS] {
 /// `Gᵀ u G` for all input channels of an output: `u` has a plane for each point, `dw` is `(C_in, 9)`.
 #[inline(always)]
 fn kernel_gradients<T: Element>(u: &[T], plane: usize, dw: &mut [T]) {
-    for (start, end) in blocks(dw.len() / 9) {
+    for_blocks!(dw.len() / 9, (start, end, FULL) => {
         let mut rows = [[[T::ZERO; LANES]; 3]; 4];
         for (i, row) in rows.iter_mut().enumerate() {
             let mut lanes = [[T::ZERO; LANES]; 4];
             for (j, lanes) in lanes.iter_mut().enumerate() {
                 let at = (4 * i + j) * plane;
-                *lanes = load(&u[at + start..at + end]);
+                *lanes = get::<FULL, _>(&u[at + start..at + end]);
             }
             *row = kernel_gradient_line(lanes[0], lanes[1], lanes[2], lanes[3]);
         }
@@ -253,7 +253,7 @@ fn kernel_gradients<T: Element>(u: &[T], plane: usize, dw: &mut [T]) {
                 taps.zip(value).for_each(|(dw, v)| *dw = *v);
             }
         }
-    }
+    });
 }
 
 /// The tiles of 2x2 outputs of an image.
@@ -300,17 +300,20 @@ impl Band {
         let c_in = g.c_in;
         for (t, (image, ty, tx)) in self.tiles().enumerate() {
             let image = &x[image * g.image_len()..][..g.image_len()];
-            let pixels: [Option<&[T]>; POINTS] = std::array::from_fn(|i| {
-                let y = (2 * ty + i / 4).checked_sub(g.config.padding).filter(|&y| y < g.h)?;
-                let x = (2 * tx + i % 4).checked_sub(g.config.padding).filter(|&x| x < g.w)?;
-                Some(&image[(y * g.w + x) * c_in..][..c_in])
-            });
-            for (start, end) in blocks(c_in) {
+            let mut pixels: [Option<&[T]>; POINTS] = [None; POINTS];
+            for (i, pixel) in pixels.iter_mut().enumerate() {
+                let y = (2 * ty + i / 4).checked_sub(g.config.padding).filter(|&y| y < g.h);
+                let x = (2 * tx + i % 4).checked_sub(g.config.padding).filter(|&x| x < g.w);
+                if let (Some(y), Some(x)) = (y, x) {
+                    *pixel = Some(&image[(y * g.w + x) * c_in..][..c_in]);
+                }
+            }
+            for_blocks!(c_in, (start, end, FULL) => {
                 let mut rows = [[[T::ZERO; LANES]; 4]; 4];
                 for (row, pixels) in rows.iter_mut().zip(pixels.chunks_exact(4)) {
                     for (d, pixel) in row.iter_mut().zip(pixels) {
                         if let Some(pixel) = pixel {
-                            *d = load(&pixel[start..end]);
+                            *d = get::<FULL, _>(&pixel[start..end]);
                         }
                     }
                     *row = input_line(row[0], row[1], row[2], row[3]);
@@ -319,10 +322,10 @@ impl Band {
                     let column = input_line(rows[0][j], rows[1][j], rows[2][j], rows[3][j]);
                     for (i, value) in column.iter().enumerate() {
                         let at = (4 * i + j) * plane + t * c_in;
-                        store(&mut v[at + start..at + end], value);
+                        put::<FULL, _>(&mut v[at + start..at + end], value);
                     }
                 }
-            }
+            });
         }
     }
 
@@ -332,13 +335,13 @@ impl Band {
         let c_out = g.c_out;
         for (t, (image, ty, tx)) in self.tiles().enumerate() {
             let image = &mut y[image * g.output_len()..][..g.output_len()];
-            for (start, end) in blocks(c_out) {
+            for_blocks!(c_out, (start, end, FULL) => {
                 let mut rows = [[[T::ZERO; LANES]; 2]; 4];
                 for (i, row) in rows.iter_mut().enumerate() {
                     let mut m_row = [[T::ZERO; LANES]; 4];
                     for (j, lanes) in m_row.iter_mut().enumerate() {
                         let at = (4 * i + j) * plane + t * c_out;
-                        *lanes = load(&m[at + start..at + end]);
+                        *lanes = get::<FULL, _>(&m[at + start..at + end]);
                     }
                     *row = output_line(m_row[0], m_row[1], m_row[2], m_row[3]);
                 }
@@ -348,11 +351,11 @@ impl Band {
                         let (oy, ox) = (2 * ty + i, 2 * tx + j);
                         if oy < g.out_h && ox < g.out_w {
                             let at = (oy * g.out_w + ox) * c_out;
-                            store(&mut image[at + start..at + end], value);
+                            put::<FULL, _>(&mut image[at + start..at + end], value);
                         }
                     }
                 }
-            }
+            });
         }
     }
 
@@ -362,7 +365,7 @@ impl Band {
         let c_out = g.c_out;
         for (t, (image, ty, tx)) in self.tiles().enumerate() {
             let image = &dy[image * g.output_len()..][..g.output_len()];
-            for (start, end) in blocks(c_out) {
+            for_blocks!(c_out, (start, end, FULL) => {
                 let mut rows = [[[T::ZERO; LANES]; 4]; 2];
                 for (i, row) in rows.iter_mut().enumerate() {
                     let mut dy = [[T::ZERO; LANES]; 2];
@@ -370,7 +373,7 @@ impl Band {
                         let (oy, ox) = (2 * ty + i, 2 * tx + j);
                         if oy < g.out_h && ox < g.out_w {
                             let at = (oy * g.out_w + ox) * c_out;
-                            *lanes = load(&image[at + start..at + end]);
+                            *lanes = get::<FULL, _>(&image[at + start..at + end]);
                         }
                     }
                     *row = gradient_line(dy[0], dy[1]);
@@ -379,10 +382,10 @@ impl Band {
                     let column = gradient_line(rows[0][j], rows[1][j]);
                     for (i, value) in column.iter().enumerate() {
                         let at = (4 * i + j) * plane + t * c_out;
-                        store(&mut d[at + start..at + end], value);
+                        put::<FULL, _>(&mut d[at + start..at + end], value);
                     }
                 }
-            }
+            });
         }
     }
 }
