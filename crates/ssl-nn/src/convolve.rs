@@ -25,7 +25,7 @@ use crate::{weight_gradient, winograd};
 pub(crate) fn forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
     if winograd::serves(g) {
         let weights = Weights { data: weight, row: 9, column: 9 * g.c_in, tap: |tap| tap };
-        return winograd::convolve(g, x, weights);
+        return winograd::convolve(g, x, weights, |_, _| ());
     }
     direct_forward(g, x, weight)
 }
@@ -40,17 +40,27 @@ pub(crate) fn direct_forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) ->
         row: g.taps(),
         column: g.k(),
     };
-    sweep(g, x, &Packed::strided(g.groups(), g.c_out_group(), &kernel))
+    sweep(g, x, &Packed::strided(g.groups(), g.c_out_group(), &kernel), |_, _| ())
 }
 
 /// The gradient of `x`.
 pub(crate) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -> Vec<T> {
+    input_gradient_then(g, weight, dy, |_, _| ())
+}
+
+/// [`input_gradient`], of which `finish` gets each chunk, with the place of its first element, while the cache holds it.
+pub(crate) fn input_gradient_then<T: Element>(
+    g: &Geometry,
+    weight: &[T],
+    dy: &[T],
+    finish: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
     let at = |group: usize, tap: usize, c: usize, o: usize| {
         weight[((group * g.c_out_group() + o) * g.c_in_group() + c) * g.taps() + tap]
     };
     if let Some(transposed) = g.transposed().filter(winograd::serves) {
         let weights = Weights { data: weight, row: 9 * g.c_in, column: 9, tap: |tap| 8 - tap };
-        return winograd::convolve(&transposed, dy, weights);
+        return winograd::convolve(&transposed, dy, weights, finish);
     }
     if let Some(transposed) = g.transposed() {
         // The kernel turned by 180 degrees with its channels exchanged.
@@ -63,7 +73,7 @@ pub(crate) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -
             column: g.taps(),
         };
         let packed = Packed::strided(g.groups(), g.c_in_group(), &kernel);
-        return sweep(&transposed, dy, &packed);
+        return sweep(&transposed, dy, &packed, finish);
     }
     let packed = if g.taps() == 1 {
         let start = |group, _| group * g.c_out_group() * g.k();
@@ -89,6 +99,7 @@ pub(crate) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -
                 col2im(g, columns, positions.clone(), group, dx);
             }
         }
+        finish(image * g.image_len(), dx);
     })
 }
 
@@ -122,8 +133,13 @@ pub(crate) fn parts(size: usize) -> usize {
     }
 }
 
-/// The convolution of all images, tile by tile.
-pub(crate) fn sweep<T: Element>(g: &Geometry, x: &[T], packed: &Packed<T>) -> Vec<T> {
+/// The convolution of all images, tile by tile, and what `finish` does to each tile of outputs.
+pub(crate) fn sweep<T: Element>(
+    g: &Geometry,
+    x: &[T],
+    packed: &Packed<T>,
+    finish: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
     let n = g.c_out_group();
     // An even number of tiles, so that two threads get equally much.
     let positions = g.batch * g.positions();
@@ -139,6 +155,7 @@ pub(crate) fn sweep<T: Element>(g: &Geometry, x: &[T], packed: &Packed<T>) -> Ve
             let out = (&mut y[group * n..], g.c_out);
             multiply((positions.len(), n), (&runs, run), a, packed.right(group), out, false);
         }
+        finish(i * tile * g.c_out, y);
     })
 }
 

@@ -163,8 +163,9 @@ impl Window {
             .zip(winners.par_chunks(self.output_len()))
             .zip(dy.par_chunks(self.output_len()))
             .for_each(|((dx, winners), dy)| {
-                for (i, (winner, dy)) in winners.iter().zip(dy).enumerate() {
-                    dx[*winner as usize * self.channels + i % self.channels] += *dy;
+                let pixels = winners.chunks_exact(self.channels).zip(dy.chunks_exact(self.channels));
+                for (c, (winner, dy)) in pixels.flat_map(|(w, dy)| w.iter().zip(dy).enumerate()) {
+                    dx[*winner as usize * self.channels + c] += *dy;
                 }
             });
         dx

@@ -30,7 +30,7 @@ impl Probe {
 
     /// The product, row by row.
     pub fn multiply(&self) -> Vec<f32> {
-        sweep(&self.geometry, &self.left, &self.right)
+        sweep(&self.geometry, &self.left, &self.right, |_, _| ())
     }
 }
 

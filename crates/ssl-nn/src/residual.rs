@@ -5,13 +5,12 @@
 //! convolutions, and normalises, adds and rectifies in the passes that move the data anyway.
 
 use candle_core::{Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::activation::{add_relu, passed};
 use crate::batch_norm::BatchNorm;
 use crate::channel_norm::{ChannelNorm, Gate};
 use crate::conv2d::Conv2d;
-use crate::convolve::{forward, input_gradient, weight_gradient};
+use crate::convolve::{forward, input_gradient, input_gradient_then, weight_gradient};
 use crate::geometry::Geometry;
 use crate::graph::{Gradients, gradient, node};
 use crate::kernel::vectorised;
@@ -244,14 +243,20 @@ impl<T: Element> Chain<T> {
                 Some((z, norm)) => self.weight_gradient(i, g, &norm.apply(z, true), &dz, &mut gradients)?,
                 None => self.weight_gradient(i, g, x, &dz, &mut gradients)?,
             }
-            below = if i > 0 || wants_dx { self.input_gradient(i, g, &dz)? } else { Vec::new() };
+            below = if i > 0 {
+                self.input_gradient(i, g, &dz)?
+            } else if wants_dx {
+                let weight = reader(&self.inputs[1]);
+                input_gradient_then(g, weight.slice()?, &dz, |at, dx| match &through_projection {
+                    Some(shortcut) => add(dx, &shortcut[at..]),
+                    None if self.identity => add_passed(dx, &dy[at..], &y[at..]),
+                    None => (),
+                })
+            } else {
+                Vec::new()
+            };
         }
         if wants_dx {
-            match through_projection {
-                Some(dx) => add(&mut below, &dx),
-                None if self.identity => add_masked(&mut below, dy, y),
-                None => (),
-            }
             gradients[0] = Some(Tensor::from_vec(below, self.inputs[0].shape(), self.inputs[0].device())?);
         }
         Ok(gradients)
@@ -293,24 +298,18 @@ impl<T: Element> Chain<T> {
     }
 }
 
-/// Elements that one task handles.
-const BLOCK: usize = 1 << 14;
-
 /// `x += y`.
 fn add<T: Element>(x: &mut [T], y: &[T]) {
-    x.par_chunks_mut(BLOCK).zip(y.par_chunks(BLOCK)).for_each(|(x, y)| {
-        vectorised!(for (x, y) in x.iter_mut().zip(y) {
-            *x += *y;
-        });
+    vectorised!(for (x, y) in x.iter_mut().zip(y) {
+        *x += *y;
     });
 }
 
 /// `x += dy` where the output `y` of a ReLU is positive.
-fn add_masked<T: Element>(x: &mut [T], dy: &[T], y: &[T]) {
-    x.par_chunks_mut(BLOCK).zip(dy.par_chunks(BLOCK)).zip(y.par_chunks(BLOCK)).for_each(|((x, dy), y)| {
-        vectorised!(for ((x, dy), y) in x.iter_mut().zip(dy).zip(y) {
-            *x += passed(*dy, *y);
-        });
+fn add_passed<T: Element>(x: &mut [T], dy: &[T], y: &[T]) {
+    let (dy, y) = (&dy[..x.len()], &y[..x.len()]);
+    vectorised!(for ((x, dy), y) in x.iter_mut().zip(dy).zip(y) {
+        *x += passed(*dy, *y);
     });
 }
 

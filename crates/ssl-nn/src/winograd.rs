@@ -35,8 +35,13 @@ pub(crate) struct Weights<'a, T> {
     pub(crate) tap: fn(usize) -> usize,
 }
 
-/// The convolution of `x`, channels last.
-pub(crate) fn convolve<T: Element>(g: &Geometry, x: &[T], weights: Weights<'_, T>) -> Vec<T> {
+/// The convolution of `x`, channels last, and what `finish` does to each chunk of outputs, given the place of its first.
+pub(crate) fn convolve<T: Element>(
+    g: &Geometry,
+    x: &[T],
+    weights: Weights<'_, T>,
+    finish: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
     let kernel = Kernel::new(g, weights);
     let tiles = Tiles::new(g);
     let (images, rows) = tiles.block((8192 / (g.c_in + g.c_out)).max(64));
@@ -60,6 +65,7 @@ pub(crate) fn convolve<T: Element>(g: &Geometry, x: &[T], weights: Weights<'_, T
             }
             vectorised!(band.transform_output(g, (m, m_plane), y));
         }
+        finish(i * images * g.output_len(), y);
     })
 }
 
