@@ -234,3 +234,53 @@ impl Segments {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv2d::Conv2dConfig;
+
+    /// The gradient of one weight, by its definition.
+    fn plain(g: &Geometry, x: &[f64], dy: &[f64], (o, c, tap): (usize, usize, usize)) -> f64 {
+        let Conv2dConfig { stride, padding, dilation, .. } = g.config;
+        let channel = o / g.c_out_group() * g.c_in_group() + c;
+        let mut sum = 0.0;
+        for position in 0..g.batch * g.positions() {
+            let (image, at) = (position / g.positions(), position % g.positions());
+            let row =
+                (at / g.out_w * stride + tap / g.kw * dilation).checked_sub(padding).filter(|&y| y < g.h);
+            let column =
+                (at % g.out_w * stride + tap % g.kw * dilation).checked_sub(padding).filter(|&x| x < g.w);
+            if let (Some(row), Some(column)) = (row, column) {
+                sum +=
+                    x[((image * g.h + row) * g.w + column) * g.c_in + channel] * dy[position * g.c_out + o];
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn blocks_and_parts_sum_to_the_definition() {
+        let config = |stride, padding, dilation, groups| Conv2dConfig { stride, padding, dilation, groups };
+        for (size, weight, config) in [
+            ((2, 3, 25, 19), (5, 3, 7, 7), config(2, 3, 1, 1)),
+            ((3, 40, 6, 5), (300, 40, 3, 3), config(2, 1, 1, 1)),
+            ((9, 300, 7, 5), (17, 300, 1, 1), config(1, 0, 1, 1)),
+            ((2, 1024, 3, 3), (1040, 1024, 1, 1), config(2, 0, 1, 1)),
+            ((2, 12, 9, 8), (10, 6, 3, 2), config(1, 3, 2, 2)),
+        ] {
+            let g = Geometry::new(size, weight, config).unwrap();
+            let values = |n: usize, seed: usize| -> Vec<f64> {
+                (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f64 / 1001.5 - 1.0).collect()
+            };
+            let (x, dy) = (values(g.batch * g.image_len(), 1), values(g.batch * g.output_len(), 2));
+            let dw = weight_gradient(&g, &x, &dy);
+            assert_eq!(dw.len(), g.c_out * g.k());
+            for i in (0..dw.len()).step_by(1 + dw.len() / 500) {
+                let at = (i / g.k(), i % g.k() / g.taps(), i % g.taps());
+                let expected = plain(&g, &x, &dy, at);
+                assert!((dw[i] - expected).abs() < 1e-9, "{g:?}, {at:?}: {} {expected}", dw[i]);
+            }
+        }
+    }
+}
