@@ -141,14 +141,7 @@ fn wide_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
     let (mut v, mut d) = (vec![T::ZERO; bands * v_band], vec![T::ZERO; bands * d_band]);
     let chunks = x.chunks(bands * images * g.image_len()).zip(dy.chunks(bands * images * g.output_len()));
     for (chunk, (x, dy)) in chunks.enumerate() {
-        let images_in = x.par_chunks(images * g.image_len()).zip(dy.par_chunks(images * g.output_len()));
-        v.par_chunks_mut(v_band).zip(d.par_chunks_mut(d_band)).zip(images_in).for_each(
-            |((v, d), (x, dy))| {
-                let band = Band { tiles, rows: 0..tiles.rows, images: x.len() / g.image_len() };
-                vectorised!(band.transform_input(g, x, (v, v_plane)));
-                vectorised!(band.transform_gradient(g, dy, (d, d_plane)));
-            },
-        );
+        transform_bands(g, images, (x, dy), (&mut v, v_plane), (&mut d, d_plane));
         let count = x.len() / g.image_len();
         let runs: Vec<Run> =
             (0..count.div_ceil(images)).map(|i| Run { a: i * d_band, b: i * v_band }).collect();
@@ -171,6 +164,24 @@ fn wide_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
         let sum = &sums[o / OUTPUTS * POINTS * sum_plane + o % OUTPUTS * g.c_in..];
         vectorised!(kernel_gradients(sum, sum_plane, dw));
     })
+}
+
+/// Transforms images and their output gradients, `images` at a time.
+fn transform_bands<T: Element>(
+    g: &Geometry,
+    images: usize,
+    (x, dy): (&[T], &[T]),
+    (v, v_plane): (&mut [T], usize),
+    (d, d_plane): (&mut [T], usize),
+) {
+    let tiles = Tiles::new(g);
+    let inputs = x.par_chunks(images * g.image_len()).zip(dy.par_chunks(images * g.output_len()));
+    let outputs = v.par_chunks_mut(POINTS * v_plane).zip(d.par_chunks_mut(POINTS * d_plane));
+    outputs.zip(inputs).for_each(|((v, d), (x, dy))| {
+        let band = Band { tiles, rows: 0..tiles.rows, images: x.len() / g.image_len() };
+        vectorised!(band.transform_input(g, x, (v, v_plane)));
+        vectorised!(band.transform_gradient(g, dy, (d, d_plane)));
+    });
 }
 
 /// The transformed kernels as right operands, one for each point.
