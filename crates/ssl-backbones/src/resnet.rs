@@ -4,8 +4,8 @@
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_nn::{
-    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Scope, global_avg_pool_channels_last,
-    max_pool2d_channels_last, residual_block, stem,
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Residual, Scope, Shortcut,
+    global_avg_pool_channels_last, max_pool2d_channels_last, residual_blocks, stem,
 };
 
 use crate::backbone::Backbone;
@@ -127,7 +127,7 @@ impl ResNet {
         let mut x = self.forward_stem(x, train)?;
         let stages = self.stages.iter().map(|blocks| {
             for block in blocks {
-                x = block.forward_t(&x, train)?;
+                x = residual_blocks(&x, &[block.parts()], train)?;
             }
             x.permute((0, 3, 1, 2))?.contiguous()
         });
@@ -150,10 +150,18 @@ impl Backbone for ResNet {
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut x = self.forward_stem(x, train)?;
-        for block in self.stages.iter().flatten() {
-            x = block.forward_t(&x, train)?;
-        }
+        let blocks = self.stages.iter().flatten().map(ResidualBlock::parts);
+        let x = match self.stem {
+            Stem::ImageNet => {
+                residual_blocks(&self.forward_stem(x, train)?, &blocks.collect::<Vec<_>>(), train)?
+            }
+            // Without a pool in between, all layers are one operation.
+            Stem::Cifar => {
+                let first = Residual { branch: std::slice::from_ref(&self.first), shortcut: Shortcut::None };
+                let x = x.permute((0, 2, 3, 1))?.contiguous()?;
+                residual_blocks(&x, &std::iter::once(first).chain(blocks).collect::<Vec<_>>(), train)?
+            }
+        };
         global_avg_pool_channels_last(&x)
     }
 }
@@ -186,8 +194,9 @@ impl ResidualBlock {
         Ok(Self { branch, downsample: downsample.transpose()? })
     }
 
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        residual_block(x, &self.branch, self.downsample.as_ref(), train)
+    fn parts(&self) -> Residual<'_> {
+        let shortcut = self.downsample.as_ref().map_or(Shortcut::Identity, Shortcut::Projection);
+        Residual { branch: &self.branch, shortcut }
     }
 }
 

@@ -3,10 +3,11 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use crate::fresh::filled;
 use crate::gelu::{erf_form, gelu, gelu_tanh, quick_gelu, sigmoid_form, tanh_form};
 use crate::graph::{gradient, node};
-use crate::kernel::wide;
-use crate::lanes::{LANES, blocks, load, store};
+use crate::kernel::vectorised;
+use crate::lanes::{LANES, for_blocks, get, put};
 use crate::real::Real;
 use crate::storage::{Element, dispatch, reader};
 
@@ -40,14 +41,11 @@ impl Activation {
     /// The values of `x`, on the calling thread.
     pub(crate) fn values<T: Real>(self, x: &[T], y: &mut [T]) {
         fn values<T: Real>(x: &[T], y: &mut [T], f: impl Fn(T) -> (T, T)) {
-            wide(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.iter_mut().zip(x) {
-                        *y = f(*x).0;
-                    }
-                },
-            );
+            vectorised!({
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = f(*x).0;
+                }
+            });
         }
         match self {
             Activation::Gelu => values(x, y, erf_form),
@@ -59,14 +57,11 @@ impl Activation {
     /// The gradient of `x`, on the calling thread.
     pub(crate) fn gradients<T: Real>(self, x: &[T], dy: &[T], dx: &mut [T]) {
         fn slopes<T: Real>(x: &[T], dy: &[T], dx: &mut [T], f: impl Fn(T) -> (T, T)) {
-            wide(
-                #[inline(always)]
-                || {
-                    for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                        *dx = *dy * f(*x).1;
-                    }
-                },
-            );
+            vectorised!({
+                for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                    *dx = *dy * f(*x).1;
+                }
+            });
         }
         match self {
             Activation::Gelu => slopes(x, dy, dx, erf_form),
@@ -78,22 +73,19 @@ impl Activation {
     /// The values once more, and the gradient of `x`, on the calling thread.
     pub(crate) fn values_and_gradients<T: Real>(self, x: &[T], dy: &[T], y: &mut [T], dx: &mut [T]) {
         fn both<T: Real>(x: &[T], dy: &[T], (y, dx): (&mut [T], &mut [T]), f: impl Fn(T) -> (T, T)) {
-            wide(
-                #[inline(always)]
-                || {
-                    for (start, end) in blocks(x.len()) {
-                        let (x, dy) = (load(&x[start..end]), load(&dy[start..end]));
-                        let (mut value, mut slope) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-                        for i in 0..LANES {
-                            let (v, s) = f(x[i]);
-                            value[i] = v;
-                            slope[i] = dy[i] * s;
-                        }
-                        store(&mut y[start..end], &value);
-                        store(&mut dx[start..end], &slope);
+            vectorised!({
+                for_blocks!(x.len(), (start, end, FULL) => {
+                    let (x, dy) = (get::<FULL, _>(&x[start..end]), get::<FULL, _>(&dy[start..end]));
+                    let (mut value, mut slope) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+                    for i in 0..LANES {
+                        let (v, s) = f(x[i]);
+                        value[i] = v;
+                        slope[i] = dy[i] * s;
                     }
-                },
-            );
+                    put::<FULL, _>(&mut y[start..end], &value);
+                    put::<FULL, _>(&mut dx[start..end], &slope);
+                });
+            });
         }
         match self {
             Activation::Gelu => both(x, dy, (y, dx), erf_form),
@@ -153,19 +145,25 @@ pub fn add_relu(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 /// `max(x, 0)` that keeps NaN.
+#[inline(always)]
 pub(crate) fn rectify<T: Element>(x: T) -> T {
     if x <= T::ZERO { T::ZERO } else { x }
 }
 
+/// The gradient `dy` where the output `y` of a ReLU is positive.
+#[inline(always)]
+pub(crate) fn passed<T: Element>(dy: T, y: T) -> T {
+    if y > T::ZERO { dy } else { T::ZERO }
+}
+
 /// The gradient that passes where the output `y` of a ReLU is positive.
 pub(crate) fn masked<T: Element>(dy: &[T], y: &[T]) -> Vec<T> {
-    let mut dx = vec![T::ZERO; dy.len()];
-    dx.par_chunks_mut(BLOCK).zip(dy.par_chunks(BLOCK)).zip(y.par_chunks(BLOCK)).for_each(|((dx, dy), y)| {
-        for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
-            *dx = if *y > T::ZERO { *dy } else { T::ZERO };
-        }
-    });
-    dx
+    filled(dy.len(), BLOCK, |i, dx: &mut [T]| {
+        let [dy, y] = [dy, y].map(|all| &all[i * BLOCK..][..dx.len()]);
+        vectorised!(for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
+            *dx = passed(*dy, *y);
+        });
+    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::convolve::{parts, sum_in_order};
 use crate::fresh::Fresh;
 use crate::graph::{gradient, node};
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::lanes::LANES;
 use crate::matrix::{Strides, matmul};
 use crate::real::{Real, sum_by};
@@ -339,27 +339,24 @@ impl<T: Real> Heads<'_, T> {
         });
         let keys = self.keys.map(|keys| &keys[i * tokens..][..tokens]);
         let (scale, never) = (sizes.scale::<T>(), T::from_f64(f64::NEG_INFINITY));
-        wide(
-            #[inline(always)]
-            || {
-                for (r, p) in p.chunks_exact_mut(row).enumerate() {
-                    let (scores, rest) = p.split_at_mut(tokens);
-                    rest.fill(never);
-                    scores.iter_mut().for_each(|s| *s *= scale);
-                    if let Some(bias) = bias {
-                        scores.iter_mut().zip(&bias[r * tokens..]).for_each(|(s, b)| *s += *b);
-                    }
-                    if let Some(keys) = keys {
-                        scores.iter_mut().zip(keys).for_each(|(s, seen)| {
-                            if *seen == 0 {
-                                *s = never;
-                            }
-                        });
-                    }
-                    softmax(p);
+        vectorised!({
+            for (r, p) in p.chunks_exact_mut(row).enumerate() {
+                let (scores, rest) = p.split_at_mut(tokens);
+                rest.fill(never);
+                scores.iter_mut().for_each(|s| *s *= scale);
+                if let Some(bias) = bias {
+                    scores.iter_mut().zip(&bias[r * tokens..]).for_each(|(s, b)| *s += *b);
                 }
-            },
-        );
+                if let Some(keys) = keys {
+                    scores.iter_mut().zip(keys).for_each(|(s, seen)| {
+                        if *seen == 0 {
+                            *s = never;
+                        }
+                    });
+                }
+                softmax(p);
+            }
+        });
     }
 
     /// From the gradient of the weights `p` to that of the scaled products `q kᵀ`, in `ds`.
@@ -367,21 +364,18 @@ impl<T: Real> Heads<'_, T> {
         let (tokens, row) = (self.sizes.tokens, self.sizes.row());
         let scale = self.sizes.scale::<T>();
         let head = if d_bias.len() > tokens * tokens { head } else { 0 };
-        wide(
-            #[inline(always)]
-            || {
-                for (r, (p, ds)) in p.chunks_exact(row).zip(ds.chunks_exact_mut(row)).enumerate() {
-                    ds[tokens..].fill(T::ZERO);
-                    let mean = sum_by(p, ds, |p, ds| p * ds);
-                    ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = *p * (*ds - mean));
-                    if !d_bias.is_empty() {
-                        let d_bias = &mut d_bias[(head * tokens + start + r) * tokens..][..tokens];
-                        d_bias.iter_mut().zip(&*ds).for_each(|(sum, ds)| *sum += *ds);
-                    }
-                    ds.iter_mut().for_each(|ds| *ds *= scale);
+        vectorised!({
+            for (r, (p, ds)) in p.chunks_exact(row).zip(ds.chunks_exact_mut(row)).enumerate() {
+                ds[tokens..].fill(T::ZERO);
+                let mean = sum_by(p, ds, |p, ds| p * ds);
+                ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = *p * (*ds - mean));
+                if !d_bias.is_empty() {
+                    let d_bias = &mut d_bias[(head * tokens + start + r) * tokens..][..tokens];
+                    d_bias.iter_mut().zip(&*ds).for_each(|(sum, ds)| *sum += *ds);
                 }
-            },
-        );
+                ds.iter_mut().for_each(|ds| *ds *= scale);
+            }
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::graph::{gradient, node};
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::storage::{Element, dispatch, reader};
 
 /// Settings of a bicubic interpolation; the defaults are those of `torch.nn.functional.interpolate` with a size.
@@ -119,7 +119,7 @@ fn resample<T: Element>(x: &[T], channels: usize, rows: &Weights, columns: &Weig
     let mut y = vec![T::ZERO; x.len() / image * rows.taps.len() * out_row];
     y.par_chunks_mut(out_row).enumerate().for_each(|(o, y)| {
         let (x, o) = (&x[o / rows.taps.len() * image..][..image], o % rows.taps.len());
-        wide(|| {
+        vectorised!({
             for (y, columns_of) in y.chunks_exact_mut(channels).zip(&columns.taps) {
                 for (i, row) in &rows.taps[o] {
                     for (j, column) in columns_of {

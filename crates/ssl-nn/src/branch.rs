@@ -10,7 +10,7 @@ use crate::attention::{Heads, Scratch as AttentionScratch};
 use crate::convolve::{parts, sum_in_order};
 use crate::dense::{Operand, add_bias, add_columns, add_weight_gradient};
 use crate::fresh::Fresh;
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::layer_norm::{backward_rows, forward_rows};
 use crate::real::Real;
 use crate::scratch::with_scratch;
@@ -180,10 +180,7 @@ impl<T: Real> Branch<'_, T> {
     fn normalise(&self, x: &[T], room: &mut Rows<T>) {
         room.norm.resize(x.len(), T::ZERO);
         room.stats.resize(x.len() / self.dim(), [T::ZERO; 2]);
-        wide(
-            #[inline(always)]
-            || forward_rows(x, self.norm, self.eps, &mut room.norm, &mut room.stats),
-        );
+        vectorised!(forward_rows(x, self.norm, self.eps, &mut room.norm, &mut room.stats));
     }
 
     /// `y = x + factor · scale · (y + bias)` for the rows from `start` on.
@@ -191,16 +188,12 @@ impl<T: Real> Branch<'_, T> {
         if let Some(bias) = self.second.1 {
             add_bias(y, bias);
         }
-        wide(
-            #[inline(always)]
-            || {
-                for (i, (x, y)) in x.chunks_exact(self.dim()).zip(y.chunks_exact_mut(self.dim())).enumerate()
-                {
-                    self.weigh(start + i, y);
-                    y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
-                }
-            },
-        );
+        vectorised!({
+            for (i, (x, y)) in x.chunks_exact(self.dim()).zip(y.chunks_exact_mut(self.dim())).enumerate() {
+                self.weigh(start + i, y);
+                y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
+            }
+        });
     }
 
     /// Multiplies a row by the factor of its sample and the scale of each channel.
@@ -287,12 +280,9 @@ impl<T: Real> Branch<'_, T> {
         room.d_norm.resize(rows * dim, T::ZERO);
         room.dz.clear();
         room.dz.extend_from_slice(dy);
-        wide(
-            #[inline(always)]
-            || {
-                room.dz.chunks_exact_mut(dim).enumerate().for_each(|(i, dz)| self.weigh(start + i, dz));
-            },
-        );
+        vectorised!({
+            room.dz.chunks_exact_mut(dim).enumerate().for_each(|(i, dz)| self.weigh(start + i, dz));
+        });
         operands.second.apply(&room.dz, &mut room.d_middle);
         let outputs = (&mut room.middle[..], &mut room.d_first[..]);
         middle.backward(start, kept, &room.d_middle, outputs, more, &mut room.attention);
@@ -318,15 +308,12 @@ impl<T: Real> Branch<'_, T> {
         room.dz.clear();
         room.dz.resize(2 * dim, T::ZERO);
         let (dw, db) = room.dz.split_at_mut(dim);
-        wide(
-            #[inline(always)]
-            || {
-                backward_rows(norm, &room.d_norm, dx, (dw, db));
-                dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy);
-                d_norm_weight.iter_mut().zip(dw).for_each(|(sum, v)| *sum += *v);
-                d_norm_bias.iter_mut().zip(db).for_each(|(sum, v)| *sum += *v);
-            },
-        );
+        vectorised!({
+            backward_rows(norm, &room.d_norm, dx, (dw, db));
+            dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy);
+            d_norm_weight.iter_mut().zip(dw).for_each(|(sum, v)| *sum += *v);
+            d_norm_bias.iter_mut().zip(db).for_each(|(sum, v)| *sum += *v);
+        });
     }
 
     /// `d_scale += Σ factor · dy · z`, where `z`, still without the bias, is what the scale multiplied.

@@ -6,8 +6,9 @@
 use rayon::prelude::*;
 
 use crate::activation::rectify;
-use crate::kernel::wide;
-use crate::lanes::{LANES, Lanes, blocks, load, store};
+use crate::fresh::filled;
+use crate::kernel::vectorised;
+use crate::lanes::{LANES, Lanes, for_blocks, get, put};
 use crate::storage::Element;
 
 /// Elements of a chunk.
@@ -16,6 +17,11 @@ const CHUNK: usize = 1 << 14;
 /// Elements of the rows that one task works on.
 fn chunk(channels: usize) -> usize {
     (CHUNK / channels.max(1)).max(1) * channels.max(1)
+}
+
+/// Rows that are gone through together: few enough that each is a stream that the processor reads ahead.
+fn rows_at_once(channels: usize) -> usize {
+    (1024 / channels.max(1)).clamp(4, 64)
 }
 
 /// Mean and biased variance of each channel.
@@ -49,13 +55,13 @@ impl Statistics {
 fn chunk_moments<T: Element>(z: &[T], channels: usize) -> (f64, Vec<T>, Vec<T>) {
     let rows = (z.len() / channels) as f64;
     let (mut sum, mut squares) = (vec![T::ZERO; channels], vec![T::ZERO; channels]);
-    wide(|| {
+    vectorised!({
         for row in z.chunks_exact(channels) {
             sum.iter_mut().zip(row).for_each(|(sum, z)| *sum += *z);
         }
     });
     let mean: Vec<T> = sum.iter().map(|sum| T::from_f64(sum.to_f64() / rows)).collect();
-    wide(|| {
+    vectorised!({
         for row in z.chunks_exact(channels) {
             for ((squares, z), mean) in squares.iter_mut().zip(row).zip(&mean) {
                 *squares += (*z - *mean) * (*z - *mean);
@@ -117,57 +123,82 @@ impl<T: Element> ChannelNorm<T> {
     }
 
     #[inline(always)]
-    fn block(&self, start: usize, end: usize) -> Block<T> {
-        let [mean, scale, shift] = [&self.mean, &self.scale, &self.shift].map(|v| load(&v[start..end]));
+    fn block<const FULL: bool>(&self, start: usize, end: usize) -> Block<T> {
+        let [mean, scale, shift] =
+            [&self.mean, &self.scale, &self.shift].map(|v| get::<FULL, _>(&v[start..end]));
         Block { mean, scale, shift }
     }
 
-    /// The normalised value of a channel.
-    fn normalise(&self) -> impl Fn(usize, T) -> T + Sync + '_ {
-        let n = self.channels();
-        let (mean, scale, shift) = (&self.mean[..n], &self.scale[..n], &self.shift[..n]);
+    /// The normalised values of a block of channels.
+    #[inline(always)]
+    fn normalise(&self, start: usize, end: usize) -> impl Fn(Lanes<T>) -> Lanes<T> {
+        let Block { mean, scale, shift } = self.block::<false>(start, end);
         #[inline(always)]
-        move |c, z| (z - mean[c]) * scale[c] + shift[c]
+        move |mut z| {
+            for c in 0..LANES {
+                z[c] = (z[c] - mean[c]) * scale[c] + shift[c];
+            }
+            z
+        }
     }
 
     /// `y = norm(z)`, perhaps rectified.
     pub(crate) fn apply(&self, z: &[T], relu: bool) -> Vec<T> {
-        let norm = self.normalise();
         if relu {
-            self.map(z, z, |c, z, _| rectify(norm(c, z)))
+            self.map(z, z, |start, end| {
+                let norm = self.normalise(start, end);
+                #[inline(always)]
+                move |z, _| rectified(norm(z))
+            })
         } else {
-            self.map(z, z, |c, z, _| norm(c, z))
+            self.map(z, z, |start, end| {
+                let norm = self.normalise(start, end);
+                #[inline(always)]
+                move |z, _| norm(z)
+            })
         }
     }
 
     /// `relu(norm(z) + x)`.
     pub(crate) fn add_relu(&self, z: &[T], x: &[T]) -> Vec<T> {
-        let norm = self.normalise();
-        self.map(z, x, |c, z, x| rectify(norm(c, z) + x))
+        self.map(z, x, |start, end| {
+            let norm = self.normalise(start, end);
+            #[inline(always)]
+            move |z, x| rectified(sum(norm(z), x))
+        })
     }
 
     /// `relu(norm(z) + other(x))`.
     pub(crate) fn add_norm_relu(&self, z: &[T], other: &Self, x: &[T]) -> Vec<T> {
-        let (norm, other) = (self.normalise(), other.normalise());
-        self.map(z, x, |c, z, x| rectify(norm(c, z) + other(c, x)))
+        self.map(z, x, |start, end| {
+            let (norm, other) = (self.normalise(start, end), other.normalise(start, end));
+            #[inline(always)]
+            move |z, x| rectified(sum(norm(z), other(x)))
+        })
     }
 
-    /// `y[i] = f(channel, z[i], x[i])`.
-    fn map(&self, z: &[T], x: &[T], f: impl Fn(usize, T, T) -> T + Sync) -> Vec<T> {
-        let (channels, chunk) = (self.channels(), chunk(self.channels()));
-        let mut y = vec![T::ZERO; z.len()];
-        y.par_chunks_mut(chunk).zip(z.par_chunks(chunk)).zip(x.par_chunks(chunk)).for_each(|((y, z), x)| {
-            wide(|| {
-                let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
-                for (y, (z, x)) in y.chunks_exact_mut(channels).zip(rows) {
-                    let (y, z, x) = (&mut y[..channels], &z[..channels], &x[..channels]);
-                    for c in 0..channels {
-                        y[c] = f(c, z[c], x[c]);
+    /// `y = f(z, x)`, where `f` is made for each block of channels.
+    #[inline(always)]
+    fn map<F: Fn(Lanes<T>, Lanes<T>) -> Lanes<T>>(
+        &self,
+        z: &[T],
+        x: &[T],
+        f: impl Fn(usize, usize) -> F + Sync + Send,
+    ) -> Vec<T> {
+        let (n, chunk) = (self.channels(), chunk(self.channels()));
+        let group = rows_at_once(n) * n;
+        filled(z.len(), chunk, |i, y| {
+            let [z, x] = [z, x].map(|all| &all[i * chunk..][..y.len()]);
+            vectorised!(for (y, (z, x)) in y.chunks_mut(group).zip(z.chunks(group).zip(x.chunks(group))) {
+                for_blocks!(n, (start, end, FULL) => {
+                    let f = f(start, end);
+                    let rows = z.chunks_exact(n).zip(x.chunks_exact(n));
+                    for (y, (z, x)) in y.chunks_exact_mut(n).zip(rows) {
+                        put::<FULL, _>(&mut y[start..end], &f(get::<FULL, _>(&z[start..end]), get::<FULL, _>(&x[start..end])));
                     }
-                }
+                });
             });
-        });
-        y
+        })
     }
 
     /// The gradients of the input, the weight and the bias.
@@ -210,24 +241,28 @@ impl<T: Element> ChannelNorm<T> {
             .zip(y.par_chunks(chunk))
             .map(|((z, dy), y)| {
                 let (mut first, mut second) = (vec![T::ZERO; n], vec![T::ZERO; n]);
-                wide(|| {
-                    for (start, end) in blocks(n) {
-                        let norm = self.block(start, end);
-                        let (mut a, mut b) = ([T::ZERO; LANES], [T::ZERO; LANES]);
-                        let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
-                        for ((z, dy), y) in rows {
-                            let (z, dy, y) =
-                                (load(&z[start..end]), load(&dy[start..end]), load(&y[start..end]));
-                            for c in 0..LANES {
-                                let centred = z[c] - norm.mean[c];
-                                let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
-                                let dy = if open { dy[c] } else { T::ZERO };
-                                a[c] += dy;
-                                b[c] += dy * centred;
+                let group = rows_at_once(n) * n;
+                vectorised!({
+                    let groups = z.chunks(group).zip(dy.chunks(group)).zip(y.chunks(group));
+                    for ((z, dy), y) in groups {
+                        for_blocks!(n, (start, end, FULL) => {
+                            let norm = self.block::<FULL>(start, end);
+                            let (mut a, mut b) = (get::<FULL, _>(&first[start..end]), get::<FULL, _>(&second[start..end]));
+                            let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
+                            for ((z, dy), y) in rows {
+                                let (z, dy, y) =
+                                    (get::<FULL, _>(&z[start..end]), get::<FULL, _>(&dy[start..end]), get::<FULL, _>(&y[start..end]));
+                                for c in 0..LANES {
+                                    let centred = z[c] - norm.mean[c];
+                                    let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
+                                    let dy = if open { dy[c] } else { T::ZERO };
+                                    a[c] += dy;
+                                    b[c] += dy * centred;
+                                }
                             }
-                        }
-                        store(&mut first[start..end], &a);
-                        store(&mut second[start..end], &b);
+                            put::<FULL, _>(&mut first[start..end], &a);
+                            put::<FULL, _>(&mut second[start..end], &b);
+                        });
                     }
                 });
                 (first, second)
@@ -253,20 +288,19 @@ impl<T: Element> ChannelNorm<T> {
         (mean_dy, slope): (&[T], &[T]),
     ) -> Vec<T> {
         let (n, chunk) = (self.channels(), chunk(self.channels()));
-        let mut dx = vec![T::ZERO; dy.len()];
-        dx.par_chunks_mut(chunk)
-            .zip(z.par_chunks(chunk))
-            .zip(dy.par_chunks(chunk))
-            .zip(y.par_chunks(chunk))
-            .for_each(|(((dx, z), dy), y)| {
-                wide(|| {
-                    for (start, end) in blocks(n) {
-                        let norm = self.block(start, end);
-                        let (mean_dy, slope) = (load(&mean_dy[start..end]), load(&slope[start..end]));
+        let group = rows_at_once(n) * n;
+        filled(dy.len(), chunk, |i, dx| {
+            let [z, dy, y] = [z, dy, y].map(|all| &all[i * chunk..][..dx.len()]);
+            vectorised!({
+                let groups = z.chunks(group).zip(dy.chunks(group)).zip(y.chunks(group));
+                for (dx, ((z, dy), y)) in dx.chunks_mut(group).zip(groups) {
+                    for_blocks!(n, (start, end, FULL) => {
+                        let norm = self.block::<FULL>(start, end);
+                        let (mean_dy, slope) = (get::<FULL, _>(&mean_dy[start..end]), get::<FULL, _>(&slope[start..end]));
                         let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
                         for (dx, ((z, dy), y)) in dx.chunks_exact_mut(n).zip(rows) {
                             let (z, dy, y) =
-                                (load(&z[start..end]), load(&dy[start..end]), load(&y[start..end]));
+                                (get::<FULL, _>(&z[start..end]), get::<FULL, _>(&dy[start..end]), get::<FULL, _>(&y[start..end]));
                             let mut out = [T::ZERO; LANES];
                             for c in 0..LANES {
                                 let centred = z[c] - norm.mean[c];
@@ -274,13 +308,29 @@ impl<T: Element> ChannelNorm<T> {
                                 let dy = if open { dy[c] } else { T::ZERO };
                                 out[c] = norm.scale[c] * (dy - mean_dy[c] - centred * slope[c]);
                             }
-                            store(&mut dx[start..end], &out);
+                            put::<FULL, _>(&mut dx[start..end], &out);
                         }
-                    }
-                });
+                    });
+                }
             });
-        dx
+        })
     }
+}
+
+#[inline(always)]
+fn rectified<T: Element>(mut x: Lanes<T>) -> Lanes<T> {
+    for c in 0..LANES {
+        x[c] = rectify(x[c]);
+    }
+    x
+}
+
+#[inline(always)]
+fn sum<T: Element>(mut a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
+    for c in 0..LANES {
+        a[c] += b[c];
+    }
+    a
 }
 
 #[cfg(test)]

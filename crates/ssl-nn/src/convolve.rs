@@ -12,175 +12,103 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::fresh::Fresh;
+use crate::fresh::filled_with;
 use crate::geometry::Geometry;
 use crate::kernel::{ISA, Left, Right, Run, multiply};
+pub(crate) use crate::pack::Packed;
+use crate::pack::Strided;
 use crate::storage::Element;
-use crate::winograd;
-
-/// The kernel as the right operand of a multiplication: one packed matrix `K × C_out` for each group.
-pub(crate) struct Packed<T> {
-    data: Vec<T>,
-    /// Elements of a group.
-    group: usize,
-    /// Rows of each matrix.
-    k: usize,
-    width: usize,
-}
-
-impl<T: Element> Packed<T> {
-    /// `groups` matrices of `k × n`, whose elements `at(group, k, n)` gives.
-    pub(crate) fn new(
-        groups: usize,
-        k: usize,
-        n: usize,
-        at: impl Fn(usize, usize, usize) -> T + Sync,
-    ) -> Self {
-        let width = ISA.panel::<T>();
-        let panels = n.div_ceil(width);
-        let mut data = vec![T::ZERO; groups * panels * k * width];
-        data.par_chunks_mut((k * width).max(1)).enumerate().for_each(|(p, panel)| {
-            let (group, first) = (p / panels, p % panels * width);
-            for (k, row) in panel.chunks_exact_mut(width).enumerate() {
-                for (j, v) in row.iter_mut().take(n - first).enumerate() {
-                    *v = at(group, k, first + j);
-                }
-            }
-        });
-        Self { data, group: panels * k * width, k, width }
-    }
-
-    /// One matrix of `k × n` whose columns lie one after the other in `data`.
-    pub(crate) fn of_columns(k: usize, n: usize, columns: &[T]) -> Self {
-        // So many rows at a time stay in the cache while the columns of a panel are read.
-        const ROWS: usize = 16;
-        let width = ISA.panel::<T>();
-        let mut data = Fresh::new(n.div_ceil(width) * k * width);
-        data.par_parts(k * width).enumerate().for_each(|(p, panel)| {
-            let (panel, first) = (panel.clear(), p * width);
-            for (i, rows) in panel.chunks_mut(ROWS * width).enumerate() {
-                for j in 0..width.min(n - first) {
-                    let column = &columns[(first + j) * k + i * ROWS..][..rows.len() / width];
-                    for (row, v) in rows.chunks_exact_mut(width).zip(column) {
-                        row[j] = *v;
-                    }
-                }
-            }
-        });
-        let data = data.into_vec();
-        Self { group: data.len(), data, k, width }
-    }
-
-    /// The matrix of a group.
-    pub(crate) fn right(&self, group: usize) -> Right<'_, T> {
-        let data = &self.data[group * self.group..][..self.group];
-        Right { data, panel: self.k * self.width, row: self.width }
-    }
-
-    /// `k` as runs of `len` rows, contiguous in the left operand as well.
-    pub(crate) fn runs(&self, len: usize) -> Vec<Run> {
-        (0..self.k).step_by(len.max(1)).map(|k| Run { a: k, b: k * self.width }).collect()
-    }
-}
+use crate::winograd::Weights;
+use crate::{weight_gradient, winograd};
 
 /// `y = conv(x, weight)`; `weight` in PyTorch's order.
 pub(crate) fn forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
     if winograd::serves(g) {
-        return winograd::convolve(g, x, |c, o, tap| weight[(o * g.c_in + c) * 9 + tap]);
+        let weights = Weights { data: weight, row: 9, column: 9 * g.c_in, tap: |tap| tap };
+        return winograd::convolve(g, x, weights, |_, _| ());
     }
     direct_forward(g, x, weight)
 }
 
 pub(crate) fn direct_forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
-    let packed = Packed::new(g.groups(), g.k(), g.c_out_group(), |group, k, o| {
-        let (tap, c) = (k / g.c_in_group(), k % g.c_in_group());
-        weight[((group * g.c_out_group() + o) * g.c_in_group() + c) * g.taps() + tap]
-    });
-    sweep(g, x, &packed)
+    // Rows: taps and input channels; columns: output channels.
+    let kernel = Strided {
+        data: weight,
+        taps: g.taps(),
+        rows: g.c_in_group(),
+        start: |group, tap| group * g.c_out_group() * g.k() + tap,
+        row: g.taps(),
+        column: g.k(),
+    };
+    sweep(g, x, &Packed::strided(g.groups(), g.c_out_group(), &kernel), |_, _| ())
 }
 
 /// The gradient of `x`.
 pub(crate) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -> Vec<T> {
+    input_gradient_then(g, weight, dy, |_, _| ())
+}
+
+/// [`input_gradient`], of which `finish` gets each chunk, with the place of its first element, while the cache holds it.
+pub(crate) fn input_gradient_then<T: Element>(
+    g: &Geometry,
+    weight: &[T],
+    dy: &[T],
+    finish: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
     let at = |group: usize, tap: usize, c: usize, o: usize| {
         weight[((group * g.c_out_group() + o) * g.c_in_group() + c) * g.taps() + tap]
     };
     if let Some(transposed) = g.transposed().filter(winograd::serves) {
-        return winograd::convolve(&transposed, dy, |o, c, tap| weight[(o * g.c_in + c) * 9 + 8 - tap]);
+        let weights = Weights { data: weight, row: 9 * g.c_in, column: 9, tap: |tap| 8 - tap };
+        return winograd::convolve(&transposed, dy, weights, finish);
     }
     if let Some(transposed) = g.transposed() {
         // The kernel turned by 180 degrees with its channels exchanged.
-        let packed = Packed::new(g.groups(), transposed.k(), g.c_in_group(), |group, k, c| {
-            let (tap, o) = (k / g.c_out_group(), k % g.c_out_group());
-            at(group, g.taps() - 1 - tap, c, o)
-        });
-        return sweep(&transposed, dy, &packed);
+        let kernel = Strided {
+            data: weight,
+            taps: g.taps(),
+            rows: g.c_out_group(),
+            start: |group, tap| group * g.c_out_group() * g.k() + g.taps() - 1 - tap,
+            row: g.k(),
+            column: g.taps(),
+        };
+        let packed = Packed::strided(g.groups(), g.c_in_group(), &kernel);
+        return sweep(&transposed, dy, &packed, finish);
     }
-    let packed = Packed::new(g.groups(), g.c_out_group(), g.k(), |group, o, k| {
-        at(group, k / g.c_in_group(), k % g.c_in_group(), o)
-    });
+    let packed = if g.taps() == 1 {
+        let start = |group, _| group * g.c_out_group() * g.k();
+        let kernel = Strided { data: weight, taps: 1, rows: g.c_out_group(), start, row: g.k(), column: 1 };
+        Packed::strided(g.groups(), g.k(), &kernel)
+    } else {
+        Packed::new(g.groups(), g.c_out_group(), g.k(), |group, o, k| {
+            at(group, k / g.c_in_group(), k % g.c_in_group(), o)
+        })
+    };
     let runs = packed.runs(g.c_out_group());
-    let mut dx = vec![T::ZERO; g.batch * g.image_len()];
-    if dx.is_empty() || dy.is_empty() {
-        return dx;
-    }
     let rows = (g.tile() / g.out_w.max(1)).clamp(1, g.out_h);
-    dx.par_chunks_mut(g.image_len()).zip(dy.par_chunks(g.output_len())).for_each_init(
-        Vec::new,
-        |columns, (dx, dy)| {
-            for row in (0..g.out_h).step_by(rows) {
-                let positions = row * g.out_w..g.out_h.min(row + rows) * g.out_w;
-                columns.resize(positions.len() * g.k(), T::ZERO);
-                for group in 0..g.groups() {
-                    let a = Left {
-                        data: &dy[positions.start * g.c_out + group * g.c_out_group()..],
-                        row: g.c_out,
-                        col: 1,
-                    };
-                    let size = (positions.len(), g.k());
-                    let runs = (&runs[..], g.c_out_group());
-                    multiply(size, runs, a, packed.right(group), (&mut columns[..], g.k()), false);
-                    col2im(g, columns, positions.clone(), group, dx);
-                }
+    filled_with(g.batch * g.image_len(), g.image_len(), Vec::new, |columns, image, dx: &mut [T]| {
+        let dy = &dy[image * g.output_len()..][..g.output_len()];
+        for row in (0..g.out_h).step_by(rows) {
+            let positions = row * g.out_w..g.out_h.min(row + rows) * g.out_w;
+            columns.resize(positions.len() * g.k(), T::ZERO);
+            for group in 0..g.groups() {
+                let start = positions.start * g.c_out + group * g.c_out_group();
+                let a = Left { data: &dy[start..], row: g.c_out, col: 1 };
+                let (size, runs) = ((positions.len(), g.k()), (&runs[..], g.c_out_group()));
+                multiply(size, runs, a, packed.right(group), (&mut columns[..], g.k()), false);
+                col2im(g, columns, positions.clone(), group, dx);
             }
-        },
-    );
-    dx
+        }
+        finish(image * g.image_len(), dx);
+    })
 }
 
 /// The gradient of the weight, in PyTorch's order.
 pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
     if winograd::serves(g) && !x.is_empty() && !dy.is_empty() {
-        return outputs_first(&winograd::weight_gradient(g, x, dy), (g.c_in, g.c_out, 9));
+        return winograd::weight_gradient(g, x, dy);
     }
-    direct_weight_gradient(g, x, dy)
-}
-
-pub(crate) fn direct_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
-    let (k, n) = (g.k(), g.c_out_group());
-    let size = g.groups() * k * n;
-    if x.is_empty() || dy.is_empty() {
-        return vec![T::ZERO; size];
-    }
-    let positions = g.batch * g.positions();
-    let part = positions.div_ceil(parts(size));
-    let sums: Vec<Vec<T>> = (0..positions.div_ceil(part))
-        .into_par_iter()
-        .map(|i| {
-            let (mut columns, mut packed) = (Vec::new(), Vec::new());
-            let mut dw = vec![T::ZERO; size];
-            for tile in tiles(i * part..positions.min((i + 1) * part), g.tile()) {
-                for (group, dw) in dw.chunks_exact_mut(k * n).enumerate() {
-                    let a = columns_of(g, x, tile.clone(), group, &mut columns);
-                    let a = Left { data: a.data, row: 1, col: a.row };
-                    let dy = &dy[tile.start * g.c_out + group * n..];
-                    let (b, run) = right_rows(dy, g.c_out, tile.len(), n, &mut packed);
-                    multiply((k, n), (&[run], tile.len()), a, b, (dw, n), true);
-                }
-            }
-            dw
-        })
-        .collect();
-    from_taps_first(g, &sum_in_order(sums))
+    weight_gradient::weight_gradient(g, x, dy)
 }
 
 /// The sum of some equally long arrays, in their order.
@@ -195,17 +123,6 @@ pub(crate) fn sum_in_order<T: Element>(arrays: Vec<Vec<T>>) -> Vec<T> {
     sum
 }
 
-/// `(C_in, C_out, taps)` to `(C_out, C_in, taps)`.
-fn outputs_first<T: Element>(dw: &[T], (c_in, c_out, taps): (usize, usize, usize)) -> Vec<T> {
-    let mut out = vec![T::ZERO; dw.len()];
-    out.par_chunks_mut(c_in * taps).enumerate().for_each(|(o, out)| {
-        for (c, out) in out.chunks_exact_mut(taps).enumerate() {
-            out.copy_from_slice(&dw[(c * c_out + o) * taps..][..taps]);
-        }
-    });
-    out
-}
-
 /// Parts of the batch that a gradient of `size` elements is summed over separately: enough for several threads, few
 /// enough to fit beside the rest. Depends on nothing but the size, so that sums do not depend on the machine.
 pub(crate) fn parts(size: usize) -> usize {
@@ -216,43 +133,30 @@ pub(crate) fn parts(size: usize) -> usize {
     }
 }
 
-/// `(group, k, k, C_in, C_out)` to `(C_out, C_in, k, k)`.
-fn from_taps_first<T: Element>(g: &Geometry, dw: &[T]) -> Vec<T> {
-    let (c_in, n) = (g.c_in_group(), g.c_out_group());
-    let mut out = vec![T::ZERO; dw.len()];
-    out.par_chunks_mut(g.k()).enumerate().for_each(|(o, out)| {
-        let dw = &dw[o / n * g.k() * n..][..g.k() * n];
-        for (i, v) in out.iter_mut().enumerate() {
-            let (c, tap) = (i / g.taps(), i % g.taps());
-            *v = dw[(tap * c_in + c) * n + o % n];
-        }
-    });
-    out
-}
-
-/// The convolution of all images, tile by tile.
-fn sweep<T: Element>(g: &Geometry, x: &[T], packed: &Packed<T>) -> Vec<T> {
-    let mut y = vec![T::ZERO; g.batch * g.output_len()];
-    if y.is_empty() {
-        return y;
-    }
-    let (n, tile) = (g.c_out_group(), g.tile());
+/// The convolution of all images, tile by tile, and what `finish` does to each tile of outputs.
+pub(crate) fn sweep<T: Element>(
+    g: &Geometry,
+    x: &[T],
+    packed: &Packed<T>,
+    finish: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
+    let n = g.c_out_group();
+    // An even number of tiles, so that two threads get equally much.
+    let positions = g.batch * g.positions();
+    let tile =
+        positions.div_ceil(positions.div_ceil(g.tile()).next_multiple_of(2)).next_multiple_of(14).max(14);
     // A row of the kernel at a time keeps the panels small.
     let run = g.k() / g.kh;
     let runs = packed.runs(run);
-    y.par_chunks_mut(tile * g.c_out).enumerate().for_each_init(Vec::new, |columns, (i, y)| {
+    filled_with(g.batch * g.output_len(), tile * g.c_out, Vec::new, |columns, i, y: &mut [T]| {
         let positions = i * tile..i * tile + y.len() / g.c_out;
         for group in 0..g.groups() {
             let a = columns_of(g, x, positions.clone(), group, columns);
             let out = (&mut y[group * n..], g.c_out);
             multiply((positions.len(), n), (&runs, run), a, packed.right(group), out, false);
         }
-    });
-    y
-}
-
-fn tiles(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
-    range.clone().step_by(step).map(move |start| start..range.end.min(start + step))
+        finish(i * tile * g.c_out, y);
+    })
 }
 
 /// `rows` rows of a matrix as the right operand: as they lie if whole vectors can be read, else packed.
@@ -280,6 +184,9 @@ pub(crate) fn right_rows<'a, T: Element>(
     (Right { data: packed, panel: rows * width, row: width }, start)
 }
 
+/// Distance in bytes at which addresses fall on the same lines of a first-level cache.
+const PAGE: usize = 4096;
+
 /// The column matrix `(positions × K)` of a group: for each output position the pixels under the kernel.
 fn columns_of<'a, T: Element>(
     g: &Geometry,
@@ -289,6 +196,15 @@ fn columns_of<'a, T: Element>(
     columns: &'a mut Vec<T>,
 ) -> Left<'a, T> {
     let channels = g.c_in_group();
+    if g.is_pointwise() && (g.c_in * size_of::<T>()).is_multiple_of(PAGE) {
+        // As they lie, the rows of a tile would compete for the same lines of the cache.
+        let row = channels + 16;
+        columns.resize(positions.len() * row, T::ZERO);
+        for (position, column) in positions.zip(columns.chunks_exact_mut(row)) {
+            column[..channels].copy_from_slice(&x[position * g.c_in + group * channels..][..channels]);
+        }
+        return Left { data: columns, row, col: 1 };
+    }
     if g.is_pointwise() {
         return Left { data: &x[positions.start * g.c_in + group * channels..], row: g.c_in, col: 1 };
     }

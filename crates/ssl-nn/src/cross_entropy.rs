@@ -4,7 +4,7 @@ use candle_core::{D, DType, Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
 use crate::graph::{gradient, node};
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::real::{Real, sum_by};
 use crate::softmax::{log_softmax, log_sum_exp};
 use crate::storage::{dispatch, reader};
@@ -144,7 +144,9 @@ fn of_classes<T: Real>(logits: &Tensor, classes: Vec<u32>, smoothing: T) -> Resu
         let x = reader(&input);
         let inputs = x.slice::<T>()?.par_chunks(columns).zip(&rows).zip(&classes).with_min_len(ROWS);
         dx.par_chunks_mut(columns).zip(inputs).for_each(|(dx, ((x, row), class))| {
-            wide(|| dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = (log_p(*x, row).exp() - spread) * scale));
+            vectorised!(
+                dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = (log_p(*x, row).exp() - spread) * scale)
+            );
             dx[*class as usize] -= own * scale;
         });
         Ok(vec![gradient(dx, &input)?])
@@ -173,7 +175,7 @@ fn of_distributions<T: Real>(logits: &Tensor, targets: &Tensor) -> Result<Tensor
             kept.each_ref().map(|input| vec![T::ZERO; if input.track_op() { x.len() } else { 0 }]);
         let pairs = x.par_chunks(columns).zip(t.par_chunks(columns)).zip(&rows).with_min_len(ROWS);
         dx.par_chunks_mut(columns).zip(pairs.clone()).for_each(|(dx, ((x, t), row))| {
-            wide(|| {
+            vectorised!({
                 let total = sum_by(t, t, |t, _| t);
                 for ((dx, x), t) in dx.iter_mut().zip(x).zip(t) {
                     *dx = (total * log_p(*x, row).exp() - *t) * scale;

@@ -1,7 +1,8 @@
 //! Products of rows with the weight of a linear layer, on the calling thread and over slices.
 
-use crate::convolve::{Packed, right_rows};
-use crate::kernel::{Left, Run, multiply, wide};
+use crate::convolve::right_rows;
+use crate::kernel::{Left, Run, multiply, vectorised};
+use crate::pack::{Packed, Strided};
 use crate::storage::Element;
 
 /// A weight `(outputs, inputs)` as the right operand of a product.
@@ -15,13 +16,15 @@ impl<T: Element> Operand<T> {
     /// For `x Wᵀ`: `(rows, inputs)` to `(rows, outputs)`.
     pub(crate) fn forward(weight: &[T], inputs: usize) -> Self {
         let n = weight.len() / inputs.max(1);
-        Self { packed: Packed::of_columns(inputs, n, weight), k: inputs, n }
+        let from = Strided { data: weight, taps: 1, rows: inputs, start: |_, _| 0, row: 1, column: inputs };
+        Self { packed: Packed::strided(1, n, &from), k: inputs, n }
     }
 
     /// For `dy W`: `(rows, outputs)` to `(rows, inputs)`.
     pub(crate) fn backward(weight: &[T], inputs: usize) -> Self {
         let k = weight.len() / inputs.max(1);
-        Self { packed: Packed::new(1, k, inputs, |_, k, n| weight[k * inputs + n]), k, n: inputs }
+        let from = Strided { data: weight, taps: 1, rows: k, start: |_, _| 0, row: inputs, column: 1 };
+        Self { packed: Packed::strided(1, inputs, &from), k, n: inputs }
     }
 
     /// `y = x · operand`.
@@ -48,28 +51,22 @@ pub(crate) fn add_weight_gradient<T: Element>(
 
 /// Adds `bias` to every row.
 pub(crate) fn add_bias<T: Element>(rows: &mut [T], bias: &[T]) {
-    wide(
-        #[inline(always)]
-        || {
-            for row in rows.chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
-            }
-        },
-    );
+    vectorised!({
+        for row in rows.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
+        }
+    });
 }
 
 /// `sums += Σ rows`. The rows are added up first, so that a long sum is one of a few short ones.
 pub(crate) fn add_columns<T: Element>(rows: &[T], sums: &mut [T]) {
     let mut total = vec![T::ZERO; sums.len()];
-    wide(
-        #[inline(always)]
-        || {
-            for row in rows.chunks_exact(total.len()) {
-                total.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
-            }
-            sums.iter_mut().zip(&total).for_each(|(sum, v)| *sum += *v);
-        },
-    );
+    vectorised!({
+        for row in rows.chunks_exact(total.len()) {
+            total.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
+        }
+        sums.iter_mut().zip(&total).for_each(|(sum, v)| *sum += *v);
+    });
 }
 
 #[cfg(test)]

@@ -67,6 +67,27 @@ impl<'a, T: Element> Part<'a, T> {
     }
 }
 
+/// `n` elements of which `fill` gets a chunk at a time, with its number.
+pub(crate) fn filled<T: Element>(
+    n: usize,
+    chunk: usize,
+    fill: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
+    filled_with(n, chunk, || (), |(), i, part| fill(i, part))
+}
+
+/// [`filled`] with something that each task keeps from one chunk to the next.
+pub(crate) fn filled_with<T: Element, S>(
+    n: usize,
+    chunk: usize,
+    state: impl Fn() -> S + Sync + Send,
+    fill: impl Fn(&mut S, usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
+    let mut fresh = Fresh::new(n);
+    fresh.par_parts(chunk).enumerate().for_each_init(state, |state, (i, part)| fill(state, i, part.clear()));
+    fresh.into_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +106,15 @@ mod tests {
             fresh.parts_at([2, 2, 5].into_iter()).into_iter().map(|p| p.clear().len()).collect();
         assert_eq!((lens, fresh.into_vec().len()), (vec![2, 0, 3], 5));
         assert!(Fresh::<f64>::new(0).into_vec().is_empty());
+    }
+
+    #[test]
+    fn chunks_cover_everything_and_begin_as_zeros() {
+        let x = filled(10, 4, |i, part: &mut [f32]| {
+            assert!(part.iter().all(|v| *v == 0.0));
+            part[0] = i as f32 + 1.0;
+        });
+        assert_eq!(x, [1., 0., 0., 0., 2., 0., 0., 0., 3., 0.]);
+        assert!(filled(0, 4, |_, _: &mut [f64]| ()).is_empty());
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use crate::graph::{gradient, node};
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::real::Real;
 use crate::storage::{dispatch, reader};
 
@@ -79,12 +79,9 @@ fn apply<T: Real>(
 ) -> Result<Tensor> {
     let x = x.contiguous()?;
     let mut y = vec![T::ZERO; x.elem_count()];
-    y.par_chunks_mut(BLOCK).zip(reader(&x).slice::<T>()?.par_chunks(BLOCK)).for_each(|(y, x)| {
-        wide(
-            #[inline(always)]
-            || y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x).0),
-        )
-    });
+    y.par_chunks_mut(BLOCK)
+        .zip(reader(&x).slice::<T>()?.par_chunks(BLOCK))
+        .for_each(|(y, x)| vectorised!(y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x).0)));
     let (kept, shape) = (x.clone(), x.shape().clone());
     node(name, &[&x], (y, shape), move |_, dy| {
         let mut dx = vec![T::ZERO; kept.elem_count()];
@@ -92,10 +89,7 @@ fn apply<T: Real>(
             .zip(reader(&kept).slice::<T>()?.par_chunks(BLOCK))
             .zip(reader(dy).slice::<T>()?.par_chunks(BLOCK))
             .for_each(|((dx, x), dy)| {
-                wide(
-                    #[inline(always)]
-                    || dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = *dy * f(*x).1),
-                );
+                vectorised!(dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| *dx = *dy * f(*x).1));
             });
         Ok(vec![gradient(dx, &kept)?])
     })

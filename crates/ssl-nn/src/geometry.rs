@@ -111,6 +111,6 @@ impl Geometry {
 
     /// Output positions that are worked on together: about 400 KB of column matrix, in full tiles of the kernels.
     pub(crate) fn tile(&self) -> usize {
-        (96 * 1024 / self.k().max(1)).clamp(112, 896) / 14 * 14
+        (96 * 1024 / self.k().max(1)).clamp(98, 896) / 14 * 14
     }
 }

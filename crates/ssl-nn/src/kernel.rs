@@ -334,9 +334,22 @@ impl<T: Element> Vector<T> for [T; PORTABLE_LANES] {
     }
 }
 
-/// Runs `f` compiled for the widest vectors of this processor.
+/// Evaluates an expression that is compiled for the widest vectors of this processor.
 ///
-/// What is inlined into `f` is compiled anew for each instruction set, so `f` should be a loop over slices.
+/// Whatever is inlined into the expression is compiled anew for each instruction set; what is not is compiled for any
+/// processor. So it should be loops over slices, and functions that it calls `#[inline(always)]`.
+macro_rules! vectorised {
+    ($work:expr) => {
+        $crate::kernel::wide({
+            // Without this the compiler shares one copy between the instruction sets, which is for any processor.
+            #[inline(always)]
+            || $work
+        })
+    };
+}
+pub(crate) use vectorised;
+
+/// Runs `f`, which must be inlined into this function: [`vectorised`] sees to that.
 #[inline(always)]
 pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
     match *ISA {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::graph::{gradient, node};
 use crate::init::Init;
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::params::Scope;
 use crate::real::{Real, sum_by};
 use crate::storage::{dispatch, reader};
@@ -89,14 +89,10 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: T) -> Result
     {
         let (x, weight, bias) = (reader(&x), reader(&weight), reader(&bias));
         let (x, weight, bias) = (x.slice::<T>()?, weight.slice::<T>()?, bias.slice::<T>()?);
-        y.par_chunks_mut(ROWS * dim).zip(x.par_chunks(ROWS * dim)).zip(stats.par_chunks_mut(ROWS)).for_each(
-            |((y, x), stats)| {
-                wide(
-                    #[inline(always)]
-                    || forward_rows(x, (weight, bias), eps, y, stats),
-                )
-            },
-        );
+        y.par_chunks_mut(ROWS * dim)
+            .zip(x.par_chunks(ROWS * dim))
+            .zip(stats.par_chunks_mut(ROWS))
+            .for_each(|((y, x), stats)| vectorised!(forward_rows(x, (weight, bias), eps, y, stats)));
     }
     let (kept, kept_weight, kept_bias, shape) = (x.clone(), weight.clone(), bias.clone(), x.shape());
     node("layer-norm", &[&x, &weight, &bias], (y, shape), move |_, dy| {
@@ -110,10 +106,7 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: T) -> Result
             .zip(stats.par_chunks(ROWS))
             .map(|(((dx, x), dy), stats)| {
                 let (mut dw, mut db) = (vec![T::ZERO; dim], vec![T::ZERO; dim]);
-                wide(
-                    #[inline(always)]
-                    || backward_rows((x, weight, stats), dy, dx, (&mut dw, &mut db)),
-                );
+                vectorised!(backward_rows((x, weight, stats), dy, dx, (&mut dw, &mut db)));
                 (dw, db)
             })
             .collect();

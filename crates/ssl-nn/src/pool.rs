@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
 use crate::graph::{gradient, node};
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::storage::{Element, dispatch, reader};
 
 /// Largest value of each `kernel × kernel` window, as `torch.nn.functional.max_pool2d`.
@@ -75,7 +75,7 @@ pub fn global_avg_pool_channels_last(x: &Tensor) -> Result<Tensor> {
         let mut y = vec![T::ZERO; batch * channels];
         let image = (h * w * channels).max(1);
         y.par_chunks_mut(channels.max(1)).zip(reader(&x).slice::<T>()?.par_chunks(image)).for_each(|(y, x)| {
-            wide(|| {
+            vectorised!({
                 for pixel in x.chunks_exact(channels) {
                     y.iter_mut().zip(pixel).for_each(|(y, x)| *y += *x);
                 }
@@ -132,7 +132,7 @@ impl Window {
             .for_each(|((y, winners), x)| {
                 let outputs = y.chunks_exact_mut(self.channels).zip(winners.chunks_exact_mut(self.channels));
                 for (o, (y, winners)) in outputs.enumerate() {
-                    wide(|| self.pool(o, x, y, winners));
+                    vectorised!(self.pool(o, x, y, winners));
                 }
             });
         (y, winners)
@@ -163,8 +163,9 @@ impl Window {
             .zip(winners.par_chunks(self.output_len()))
             .zip(dy.par_chunks(self.output_len()))
             .for_each(|((dx, winners), dy)| {
-                for (i, (winner, dy)) in winners.iter().zip(dy).enumerate() {
-                    dx[*winner as usize * self.channels + i % self.channels] += *dy;
+                let pixels = winners.chunks_exact(self.channels).zip(dy.chunks_exact(self.channels));
+                for (c, (winner, dy)) in pixels.flat_map(|(w, dy)| w.iter().zip(dy).enumerate()) {
+                    dx[*winner as usize * self.channels + c] += *dy;
                 }
             });
         dx

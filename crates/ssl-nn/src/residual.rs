@@ -4,16 +4,16 @@
 //! keeps every tensor on the way. A residual block as one operation has one edge, keeps only the outputs of its
 //! convolutions, and normalises, adds and rectifies in the passes that move the data anyway.
 
-use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::{Result, Shape, Tensor, bail};
 
-use crate::activation::{add_relu, masked};
+use crate::activation::{add_relu, passed};
 use crate::batch_norm::BatchNorm;
 use crate::channel_norm::{ChannelNorm, Gate};
 use crate::conv2d::Conv2d;
-use crate::convolve::{forward, input_gradient, weight_gradient};
+use crate::convolve::{forward, input_gradient, input_gradient_then, weight_gradient};
 use crate::geometry::Geometry;
 use crate::graph::{Gradients, gradient, node};
+use crate::kernel::vectorised;
 use crate::storage::{Element, dispatch, reader};
 
 /// A convolution and the batch norm after it.
@@ -25,55 +25,104 @@ pub struct ConvNorm {
     pub norm: BatchNorm,
 }
 
+/// What is added to the end of a branch before the last ReLU.
+#[derive(Clone, Copy, Debug)]
+pub enum Shortcut<'a> {
+    /// Nothing: the block is a plain chain of layers.
+    None,
+    /// The input of the block.
+    Identity,
+    /// One layer of the input of the block.
+    Projection(&'a ConvNorm),
+}
+
+/// `relu(shortcut(x) + branch(x))` of a residual network (He et al., 2015): the layers of `branch` have a ReLU between
+/// them.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual<'a> {
+    /// At least one layer.
+    pub branch: &'a [ConvNorm],
+    /// What is added to the branch.
+    pub shortcut: Shortcut<'a>,
+}
+
 /// `relu(norm(conv(x)))` of an image: `(B, C_in, H, W)` to `(B, H', W', C_out)`, channels last.
 ///
 /// # Errors
 /// As the convolution and the batch norm.
 pub fn stem(x: &Tensor, layer: &ConvNorm, train: bool) -> Result<Tensor> {
-    chain(&x.permute((0, 2, 3, 1))?.contiguous()?, std::slice::from_ref(layer), Shortcut::None, train)
+    let block = Residual { branch: std::slice::from_ref(layer), shortcut: Shortcut::None };
+    residual_blocks(&x.permute((0, 2, 3, 1))?.contiguous()?, &[block], train)
 }
 
-/// `relu(shortcut(x) + branch(x))` of a residual network (He et al., 2015): the layers of `branch` with a ReLU between
-/// them, and as shortcut `x` itself or one layer. `(B, H, W, C_in)` to `(B, H', W', C_out)`, channels last.
+/// A single block of [`residual_blocks`], whose shortcut is one layer or `x` itself.
 ///
 /// # Errors
-/// If the branch is empty, if branch and shortcut differ in shape, or as the convolutions and the batch norms.
+/// As [`residual_blocks`].
 pub fn residual_block(
     x: &Tensor,
     branch: &[ConvNorm],
     shortcut: Option<&ConvNorm>,
     train: bool,
 ) -> Result<Tensor> {
-    chain(x, branch, shortcut.map_or(Shortcut::Identity, Shortcut::Projection), train)
+    let shortcut = shortcut.map_or(Shortcut::Identity, Shortcut::Projection);
+    residual_blocks(x, &[Residual { branch, shortcut }], train)
 }
 
-#[derive(Clone, Copy)]
-enum Shortcut<'a> {
-    None,
-    Identity,
-    Projection(&'a ConvNorm),
-}
-
-fn chain(x: &Tensor, branch: &[ConvNorm], shortcut: Shortcut<'_>, train: bool) -> Result<Tensor> {
-    if branch.is_empty() {
+/// Residual blocks one after the other, as one operation: `(B, H, W, C_in)` to `(B, H', W', C_out)`, channels last.
+///
+/// # Errors
+/// If there are no blocks, if a branch is empty, if branch and shortcut differ in shape, or as the convolutions and the
+/// batch norms.
+pub fn residual_blocks(x: &Tensor, blocks: &[Residual<'_>], train: bool) -> Result<Tensor> {
+    if blocks.is_empty() || blocks.iter().any(|block| block.branch.is_empty()) {
         bail!("residual block: the branch has no layers");
     }
     if !x.device().is_cpu() {
-        return composite(x, branch, shortcut, train);
+        return blocks.iter().try_fold(x.clone(), |x, block| composite(&x, block, train));
     }
     let x = x.contiguous()?;
-    dispatch!(x.dtype(), "residual block", T => {
-        let chain = Chain::<T>::new(&x, branch, shortcut)?;
-        let (y, saved) = chain.forward(branch, shortcut, train)?;
-        let shape = chain.output_shape();
-        let inputs = chain.inputs.clone();
-        let inputs: Vec<&Tensor> = inputs.iter().collect();
-        node("residual block", &inputs, (y, shape), move |y, dy| chain.backward(&saved, y, dy))
+    dispatch!(x.dtype(), "residual block", T => on_cpu::<T>(x, blocks, train))
+}
+
+fn on_cpu<T: Element>(x: Tensor, blocks: &[Residual<'_>], train: bool) -> Result<Tensor> {
+    let mut inputs = vec![x.clone()];
+    let mut chains: Vec<(Chain<T>, Saved<T>)> = Vec::with_capacity(blocks.len());
+    // The output of the last block so far; those before are the inputs of the next.
+    let mut last: Option<(Vec<T>, Shape)> = None;
+    for block in blocks {
+        let x = match last.take() {
+            Some((y, shape)) => Tensor::from_vec(y, shape, x.device())?,
+            None => x.clone(),
+        };
+        let chain = Chain::new(&x, block)?;
+        let (y, saved) = chain.forward(block, train)?;
+        last = Some((y, chain.output_shape().into()));
+        inputs.extend_from_slice(&chain.inputs[1..]);
+        chains.push((chain, saved));
+    }
+    let Some(output) = last else { bail!("residual block: the branch has no layers") };
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    let wants_dx = x.track_op();
+    node("residual block", &inputs, output, move |y, dy| {
+        let (mut y, mut dy, mut gradients) = (y.clone(), dy.clone(), Gradients::new());
+        for (i, (chain, saved)) in chains.iter().enumerate().rev() {
+            let mut these = chain.backward(saved, &y, &dy, i > 0 || wants_dx)?;
+            if i > 0
+                && let Some(dx) = these.remove(0)
+            {
+                (y, dy) = (chain.inputs[0].clone(), dx);
+            }
+            these.append(&mut gradients);
+            gradients = these;
+        }
+        Ok(gradients)
     })
 }
 
 /// The same layer by layer, for devices without a kernel of ours.
-fn composite(x: &Tensor, branch: &[ConvNorm], shortcut: Shortcut<'_>, train: bool) -> Result<Tensor> {
+fn composite(x: &Tensor, block: &Residual<'_>, train: bool) -> Result<Tensor> {
+    let Residual { branch, shortcut } = *block;
     let x = x.permute((0, 3, 1, 2))?.contiguous()?;
     let layer = |x: &Tensor, layer: &ConvNorm| layer.norm.forward_t(&layer.conv.forward(x)?, train);
     let mut y = x.clone();
@@ -103,7 +152,8 @@ struct Chain<T> {
 type Saved<T> = Vec<(Vec<T>, ChannelNorm<T>)>;
 
 impl<T: Element> Chain<T> {
-    fn new(x: &Tensor, branch: &[ConvNorm], shortcut: Shortcut<'_>) -> Result<Self> {
+    fn new(x: &Tensor, block: &Residual<'_>) -> Result<Self> {
+        let Residual { branch, shortcut } = *block;
         let (batch, h, w, c) = x.dims4()?;
         let mut inputs = vec![x.clone()];
         let mut add = |unit: &ConvNorm, size: (usize, usize, usize, usize)| {
@@ -142,12 +192,8 @@ impl<T: Element> Chain<T> {
         (g.batch, g.out_h, g.out_w, g.c_out)
     }
 
-    fn forward(
-        &self,
-        branch: &[ConvNorm],
-        shortcut: Shortcut<'_>,
-        train: bool,
-    ) -> Result<(Vec<T>, Saved<T>)> {
+    fn forward(&self, block: &Residual<'_>, train: bool) -> Result<(Vec<T>, Saved<T>)> {
+        let Residual { branch, shortcut } = *block;
         let x = reader(&self.inputs[0]);
         let x = x.slice::<T>()?;
         let layer = |i: usize, g: &Geometry, unit: &ConvNorm, x: &[T]| {
@@ -176,21 +222,18 @@ impl<T: Element> Chain<T> {
         Ok((y, saved))
     }
 
-    fn backward(&self, saved: &Saved<T>, y: &Tensor, dy: &Tensor) -> Result<Gradients> {
+    /// The gradients of [`Self::inputs`], that of `x` if it is wanted.
+    fn backward(&self, saved: &Saved<T>, y: &Tensor, dy: &Tensor, wants_dx: bool) -> Result<Gradients> {
         let (x, y, dy) = (reader(&self.inputs[0]), reader(y), reader(dy));
         let (x, y, dy) = (x.slice::<T>()?, y.slice::<T>()?, dy.slice::<T>()?);
-        let wants_dx = self.inputs[0].track_op();
         let mut gradients: Gradients = vec![None; self.inputs.len()];
-        let mut dx = match (&self.projection, self.identity) {
-            (Some(g), _) => {
-                let i = self.branch.len();
-                let dz = self.norm_gradient(saved, i, (dy, Gate::Output(y)), &mut gradients)?;
-                self.weight_gradient(i, g, x, &dz, &mut gradients)?;
-                wants_dx.then(|| self.input_gradient(i, g, &dz)).transpose()?
-            }
-            (None, true) if wants_dx => Some(masked(dy, y)),
-            _ => None,
-        };
+        let mut through_projection = None;
+        if let Some(g) = &self.projection {
+            let i = self.branch.len();
+            let dz = self.norm_gradient(saved, i, (dy, Gate::Output(y)), &mut gradients)?;
+            self.weight_gradient(i, g, x, &dz, &mut gradients)?;
+            through_projection = wants_dx.then(|| self.input_gradient(i, g, &dz)).transpose()?;
+        }
         let mut below = Vec::new();
         for (i, g) in self.branch.iter().enumerate().rev() {
             let last = i + 1 == self.branch.len();
@@ -200,13 +243,21 @@ impl<T: Element> Chain<T> {
                 Some((z, norm)) => self.weight_gradient(i, g, &norm.apply(z, true), &dz, &mut gradients)?,
                 None => self.weight_gradient(i, g, x, &dz, &mut gradients)?,
             }
-            below = if i > 0 || wants_dx { self.input_gradient(i, g, &dz)? } else { Vec::new() };
+            below = if i > 0 {
+                self.input_gradient(i, g, &dz)?
+            } else if wants_dx {
+                let weight = reader(&self.inputs[1]);
+                input_gradient_then(g, weight.slice()?, &dz, |at, dx| match &through_projection {
+                    Some(shortcut) => add(dx, &shortcut[at..]),
+                    None if self.identity => add_passed(dx, &dy[at..], &y[at..]),
+                    None => (),
+                })
+            } else {
+                Vec::new()
+            };
         }
         if wants_dx {
-            if let Some(shortcut) = dx.take() {
-                add(&mut below, &shortcut);
-            }
-            gradients[0] = gradient(below, &self.inputs[0])?;
+            gradients[0] = Some(Tensor::from_vec(below, self.inputs[0].shape(), self.inputs[0].device())?);
         }
         Ok(gradients)
     }
@@ -247,13 +298,18 @@ impl<T: Element> Chain<T> {
     }
 }
 
-/// Elements that one task handles.
-const BLOCK: usize = 1 << 14;
-
 /// `x += y`.
 fn add<T: Element>(x: &mut [T], y: &[T]) {
-    x.par_chunks_mut(BLOCK).zip(y.par_chunks(BLOCK)).for_each(|(x, y)| {
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
+    vectorised!(for (x, y) in x.iter_mut().zip(y) {
+        *x += *y;
+    });
+}
+
+/// `x += dy` where the output `y` of a ReLU is positive.
+fn add_passed<T: Element>(x: &mut [T], dy: &[T], y: &[T]) {
+    let (dy, y) = (&dy[..x.len()], &y[..x.len()]);
+    vectorised!(for ((x, dy), y) in x.iter_mut().zip(dy).zip(y) {
+        *x += passed(*dy, *y);
     });
 }
 
@@ -297,7 +353,8 @@ mod tests {
             crate::Init::Normal { std: 1.0 }.sample(&[2, 3, 2, 3], 1, "x", DType::F64, &Device::Cpu).unwrap();
         let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let ours = values(residual_block(&x, &branch, Some(&shortcut), true).unwrap());
-        let theirs = values(composite(&x, &branch, Shortcut::Projection(&shortcut), true).unwrap());
+        let block = Residual { branch: &branch, shortcut: Shortcut::Projection(&shortcut) };
+        let theirs = values(composite(&x, &block, true).unwrap());
         ours.iter().zip(theirs).for_each(|(a, b)| assert!((a - b).abs() < 1e-9, "{a} {b}"));
     }
 }

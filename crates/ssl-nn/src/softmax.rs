@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use crate::graph::{gradient, node};
-use crate::kernel::wide;
+use crate::kernel::vectorised;
 use crate::real::{Real, sum_by};
 use crate::storage::{dispatch, reader};
 
@@ -100,7 +100,7 @@ fn on_cpu<T: Real>(
 }
 
 fn softmax_row<T: Real>(x: &[T], y: &mut [T]) {
-    wide(|| {
+    vectorised!({
         let max = maximum(x);
         y.iter_mut().zip(x).for_each(|(y, x)| *y = (*x - max).exp());
         let factor = T::ONE / sum_by(y, y, |y, _| y);
@@ -109,7 +109,7 @@ fn softmax_row<T: Real>(x: &[T], y: &mut [T]) {
 }
 
 fn softmax_gradient<T: Real>(y: &[T], dy: &[T], dx: &mut [T]) {
-    wide(|| {
+    vectorised!({
         let mean = sum_by(y, dy, |y, dy| y * dy);
         dx.iter_mut().zip(y).zip(dy).for_each(|((dx, y), dy)| *dx = *y * (*dy - mean));
     });
@@ -121,7 +121,7 @@ fn log_softmax_row<T: Real>(x: &[T], y: &mut [T]) {
 }
 
 fn log_softmax_gradient<T: Real>(y: &[T], dy: &[T], dx: &mut [T]) {
-    wide(|| {
+    vectorised!({
         let sum = sum_by(dy, dy, |dy, _| dy);
         dx.iter_mut().zip(y).zip(dy).for_each(|((dx, y), dy)| *dx = *dy - y.exp() * sum);
     });
@@ -129,7 +129,7 @@ fn log_softmax_gradient<T: Real>(y: &[T], dy: &[T], dx: &mut [T]) {
 
 /// The maximum `m` of a row that is not empty, and `log Σ exp(x - m)`.
 pub(crate) fn log_sum_exp<T: Real>(x: &[T]) -> (T, T) {
-    wide(|| {
+    vectorised!({
         let max = maximum(x);
         (max, T::from_f64(sum_by(x, x, |x, _| (x - max).exp()).to_f64().ln()))
     })

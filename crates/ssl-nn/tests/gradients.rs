@@ -8,8 +8,9 @@ mod differences;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, LinearConfig, Mlp, MlpConfig, Params,
-    Purpose, Rng, add_relu, avg_pool2d, conv2d, global_avg_pool, global_avg_pool_channels_last, max_pool2d,
-    max_pool2d_channels_last, relu, residual_block, rng,
+    Purpose, Residual, Rng, Shortcut, add_relu, avg_pool2d, conv2d, global_avg_pool,
+    global_avg_pool_channels_last, max_pool2d, max_pool2d_channels_last, relu, residual_block,
+    residual_blocks, rng,
 };
 
 use differences::{
@@ -158,6 +159,42 @@ fn residual_blocks_equal_their_layers() {
 }
 
 #[test]
+fn blocks_in_a_row_equal_single_blocks() {
+    let params = Params::new(5, DType::F64, &Device::Cpu);
+    let layer = |name: &str, c_in, c_out, stride| {
+        let (scope, config) =
+            (params.root().pp(name), Conv2dConfig { stride, padding: 1, ..Default::default() });
+        ConvNorm {
+            conv: Conv2d::new(c_in, c_out, 3, config, &scope).unwrap(),
+            norm: BatchNorm::new(c_out, BatchNormConfig::default(), &scope.pp("norm")).unwrap(),
+        }
+    };
+    let branches = [[layer("a", 3, 3, 1)], [layer("b", 3, 17, 2)], [layer("c", 17, 17, 1)]];
+    let projection = layer("d", 3, 17, 2);
+    let shortcuts = [Shortcut::None, Shortcut::Projection(&projection), Shortcut::Identity];
+    let blocks: Vec<_> =
+        branches.iter().zip(shortcuts).map(|(branch, shortcut)| Residual { branch, shortcut }).collect();
+    let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let x = Var::from_tensor(&uniform(&mut rng(2, Purpose::Init, 9, 0, 0), &[3, 5, 6, 3])).unwrap();
+    // With and without a gradient of the input.
+    for x in [x.as_tensor(), &x.detach()] {
+        let run = |y: Result<Tensor>| {
+            let y = y.unwrap();
+            (values(&y), y.sqr().unwrap().sum_all().unwrap().backward().unwrap())
+        };
+        let (y, grads) = run(residual_blocks(x, &blocks, true));
+        let single = |x: Tensor, block| residual_blocks(&x, std::slice::from_ref(block), true);
+        let (expected, expected_grads) = run(blocks.iter().try_fold(x.clone(), single));
+        assert_eq!(y, expected);
+        assert_eq!(grads.get(x).map(values), expected_grads.get(x).map(values));
+        assert_eq!(grads.get(x).is_some(), x.track_op());
+        for (name, var) in params.trainable() {
+            assert_eq!(values(grads.get(&var).unwrap()), values(expected_grads.get(&var).unwrap()), "{name}");
+        }
+    }
+}
+
+#[test]
 fn pooling_and_activations() {
     for (layout, mut rng) in layouts().zip(cases(4, 60)) {
         let (kernel, stride) = (1 + below(&mut rng, 3), 1 + below(&mut rng, 3));
@@ -225,8 +262,19 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let block = block.unwrap().sqr().unwrap().mean_all().unwrap();
         let y = max_pool2d(&bn.forward_relu_t(&y, true).unwrap(), 3, 2, 1).unwrap();
         let grads = (y.sqr().unwrap().sum_all().unwrap() + block).unwrap().backward().unwrap();
-        let all = [&x, &weight].map(|v| grads.get(v).unwrap().flatten_all().unwrap().to_vec1().unwrap());
-        all.into_iter().chain([y.flatten_all().unwrap().to_vec1().unwrap()]).collect()
+        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1().unwrap();
+        let mut all = vec![values(&y), values(grads.get(&x).unwrap()), values(grads.get(&weight).unwrap())];
+        // Many channels: sums over all positions by blocks of the output, with Winograd and without.
+        for (kernel, c_out) in [(3, 272), (1, 300)] {
+            let f32s = |rng: &mut Rng, shape: &[usize]| uniform(rng, shape).to_dtype(DType::F32).unwrap();
+            let x = f32s(&mut rng, &[9, 256, 7, 5]);
+            let weight = Var::from_tensor(&f32s(&mut rng, &[c_out, 256, kernel, kernel])).unwrap();
+            let config = Conv2dConfig { padding: kernel / 2, ..Default::default() };
+            let y = conv2d(&x, &weight, config).unwrap();
+            let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            all.extend([values(&y), values(grads.get(&weight).unwrap())]);
+        }
+        all
     };
     assert_independent_of_threads(run);
 }

@@ -32,8 +32,17 @@ pub(super) enum Unit {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
     pub(super) seconds: f64,
-    /// The time that matrix multiplication would take for the same arithmetic.
-    pub(super) roof_seconds: Option<f64>,
+    /// The times that matrix multiplication would take for the same arithmetic.
+    pub(super) roof: Option<Roof>,
+}
+
+/// How long the convolutions of a call would take at the rate of a large matrix multiplication.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Roof {
+    /// With the multiplications that are done.
+    pub(super) executed_seconds: f64,
+    /// With those of direct convolutions, of which Winograd's method saves some.
+    pub(super) direct_seconds: f64,
 }
 
 /// What one process measured.
@@ -68,7 +77,8 @@ impl Sample {
     pub(super) fn to_json(self) -> Value {
         json!({
             "seconds": self.timing.seconds,
-            "roof_seconds": self.timing.roof_seconds,
+            "roof_executed_seconds": self.timing.roof.map(|roof| roof.executed_seconds),
+            "roof_direct_seconds": self.timing.roof.map(|roof| roof.direct_seconds),
             "peak_rss_bytes": self.peak_rss_bytes,
         })
     }
@@ -76,7 +86,9 @@ impl Sample {
     pub(super) fn from_json(text: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(text).context("a run has not printed a JSON object")?;
         let seconds = value["seconds"].as_f64().context("a run has not told its seconds")?;
-        let timing = Timing { seconds, roof_seconds: value["roof_seconds"].as_f64() };
+        let roof = value["roof_executed_seconds"].as_f64().zip(value["roof_direct_seconds"].as_f64());
+        let roof = roof.map(|(executed_seconds, direct_seconds)| Roof { executed_seconds, direct_seconds });
+        let timing = Timing { seconds, roof };
         Ok(Self { timing, peak_rss_bytes: value["peak_rss_bytes"].as_u64() })
     }
 }
@@ -92,7 +104,7 @@ pub(super) fn time<T>(warm_up: usize, calls: usize, mut work: impl FnMut() -> Re
         work()?;
         seconds.push(call.elapsed().as_secs_f64());
     }
-    Ok(Timing { seconds: median(seconds), roof_seconds: None })
+    Ok(Timing { seconds: median(seconds), roof: None })
 }
 
 /// The middle value, or the mean of the two in the middle; NaN of none.

@@ -16,7 +16,10 @@ pub(super) struct Report {
 /// Medians over the runs of one side.
 struct Medians {
     seconds: f64,
+    /// Shares of the rate of matrix multiplication: with the multiplications that are done, and with those of direct
+    /// convolutions.
     roof_share: Option<f64>,
+    direct_roof_share: Option<f64>,
     peak_rss_bytes: Option<f64>,
 }
 
@@ -28,7 +31,10 @@ impl Medians {
         };
         Some(Self {
             seconds: median_of(&|s| Some(s.timing.seconds))?,
-            roof_share: median_of(&|s| s.timing.roof_seconds.map(|roof| roof / s.timing.seconds)),
+            roof_share: median_of(&|s| s.timing.roof.map(|roof| roof.executed_seconds / s.timing.seconds)),
+            direct_roof_share: median_of(&|s| {
+                s.timing.roof.map(|roof| roof.direct_seconds / s.timing.seconds)
+            }),
             peak_rss_bytes: median_of(&|s| s.peak_rss_bytes.map(|bytes| bytes as f64)),
         })
     }
@@ -54,8 +60,9 @@ impl Medians {
             Unit::Flop(n) => object["gflop_per_second"] = json!(n / self.seconds / 1e9),
             Unit::Call => {}
         }
-        if let Some(share) = self.roof_share {
-            object["share_of_gemm_roof"] = json!(share);
+        if let (Some(share), Some(direct)) = (self.roof_share, self.direct_roof_share) {
+            object["roof_share"] = json!(share);
+            object["direct_roof_share"] = json!(direct);
         }
         object
     }
@@ -93,8 +100,10 @@ impl Report {
             line +=
                 &format!("  {:>16}  {:>9}  {speed:>6.2}  {memory:>6}", peer.rate(case.unit), peer.memory());
         }
-        if let Some(share) = own.roof_share {
-            line += &format!("  {share:.2} of the rate of matrix multiplication");
+        if let (Some(share), Some(direct)) = (own.roof_share, own.direct_roof_share) {
+            line += &format!(
+                "  {share:.2} of the rate of matrix multiplication ({direct:.2} if counted as direct convolutions)"
+            );
         }
         println!("{line}");
     }
