@@ -53,6 +53,21 @@ fn a_narrow_encoder_with_the_small_stem_is_rebuilt_from_its_file_alone() {
 }
 
 #[test]
+fn a_vision_transformer_is_rebuilt_from_its_file_alone() {
+    let folder = Folder::new();
+    let config = BackboneConfig {
+        image_size: Some(64),
+        patch_size: Some(16),
+        ..BackboneConfig::named("vit_tiny").unwrap()
+    };
+    let export = Export::write(folder.path(), "vit_tiny-16-64", config);
+    let encoder = load_encoder(&export.encoder, &Device::Cpu).unwrap();
+    let features = encoder.backbone.forward_t(&export.images, false).unwrap();
+    assert_eq!(features.to_vec2::<f32>().unwrap(), export.features.to_vec2::<f32>().unwrap());
+    assert!(spread(&features) > 0.1, "both images have the same features");
+}
+
+#[test]
 fn the_metadata_says_how_to_use_the_weights() {
     let (_folder, path) = untrained_resnet18();
     let bytes = fs::read(path).unwrap();
@@ -158,8 +173,8 @@ impl Folder {
     }
 }
 
-/// Gives every norm its own scale and shift, and running statistics from a few batches. At their initial values
-/// a reader that mixed them up would not be noticed.
+/// Gives every norm its own scale and shift, every bias a value, and running statistics from a few batches. At their
+/// initial values a reader that mixed them up would not be noticed.
 fn leave_initial_state(params: &Params, backbone: &dyn Backbone) {
     for (name, var) in params.trainable().into_iter().filter(|(_, var)| var.rank() == 1) {
         let drift = (noise(&name, var.dims()) * 0.2).unwrap();

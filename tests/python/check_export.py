@@ -1,11 +1,12 @@
-"""Checks that an exported encoder is the torchvision network it claims to be.
+"""Checks that an exported encoder is the torchvision or timm network it claims to be.
 
     python tests/python/check_export.py ENCODER.safetensors [--features FEATURES.safetensors]
 
-Builds the ResNet that the metadata of ENCODER describes and loads the weights with `strict=True`.
+Builds the network that the metadata of ENCODER describes and loads the weights with `strict=True`.
 FEATURES, if given, holds `images` (B, 3, H, W), already normalised, and the `features` (B, D) that
-ssl-vision computed from them; torchvision's must differ by less than 1e-4. If timm is installed, it
-is held to the same, as far as it has the architecture. The exit code is 0 if all agree.
+ssl-vision computed from them; the other library's must differ by less than 1e-4. ResNets are those of
+torchvision and, if it is installed and has the architecture, of timm; vision transformers are timm's.
+The exit code is 0 if all agree.
 
 The integration tests write such pairs of files into the folder SSL_VISION_EXPORT_DIR:
 
@@ -29,7 +30,8 @@ try:
 except ImportError:
     timm = None
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+RESNETS = ("resnet18", "resnet34", "resnet50")
+VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large")
 TOLERANCE = 1e-4
 
 
@@ -43,15 +45,7 @@ def main() -> int:
 
     backbone = read_backbone(args.encoder)
     weights = load_file(args.encoder)
-    networks = {f"torchvision {torchvision.__version__}": torchvision_resnet(**backbone)}
-    published = backbone["stem"] == "imagenet" and backbone["width"] == 64
-    if timm is None:
-        print("timm: not installed")
-    elif not published:
-        print("timm: passed over, it has the ImageNet stem and width 64 only")
-    else:
-        networks[f"timm {timm.__version__}"] = timm.create_model(backbone["name"], num_classes=0)
-
+    networks = vits(**backbone) if backbone["name"] in VITS else resnets(**backbone)
     pair = load_file(args.features) if args.features else None
     agree = True
     for name, network in networks.items():
@@ -69,16 +63,37 @@ def main() -> int:
 
 
 def read_backbone(path: str) -> dict:
-    """The arguments of `torchvision_resnet` from the metadata of an encoder."""
+    """The arguments of `resnets` or `vits` from the metadata of an encoder."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "backbone" not in metadata:
         sys.exit(f"{path}: no metadata `backbone`; was it exported by ssl-vision?")
     backbone = json.loads(metadata["backbone"])
-    if backbone["name"] not in ARCHITECTURES:
-        sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(ARCHITECTURES)}")
-    print(f"{path}: {backbone['name']}, {backbone['stem']} stem, width {backbone['width']}")
-    return {key: backbone[key] for key in ("name", "stem", "width")}
+    if backbone["name"] not in RESNETS + VITS:
+        sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(RESNETS + VITS)}")
+    keys = ("name", "image_size", "patch_size") if backbone["name"] in VITS else ("name", "stem", "width")
+    print(f"{path}: " + ", ".join(f"{key} {backbone[key]}" for key in keys))
+    return {key: backbone[key] for key in keys}
+
+
+def resnets(name: str, stem: str, width: int) -> dict[str, nn.Module]:
+    """torchvision's network, and timm's where it has one of these sizes."""
+    networks = {f"torchvision {torchvision.__version__}": torchvision_resnet(name, stem, width)}
+    if timm is None:
+        print("timm: not installed")
+    elif (stem, width) != ("imagenet", 64):
+        print("timm: passed over, it has the ImageNet stem and width 64 only")
+    else:
+        networks[f"timm {timm.__version__}"] = timm.create_model(name, num_classes=0)
+    return networks
+
+
+def vits(name: str, image_size: int, patch_size: int) -> dict[str, nn.Module]:
+    """timm's network."""
+    if timm is None:
+        sys.exit("timm: not installed, and vision transformers are compared with nothing else")
+    network = timm.create_model(f"{name}_patch16_224", img_size=image_size, patch_size=patch_size, num_classes=0)
+    return {f"timm {timm.__version__}": network}
 
 
 def torchvision_resnet(name: str, stem: str, width: int) -> nn.Module:
