@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_nn::{
     BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Scope, global_avg_pool_channels_last,
-    max_pool2d_channels_last, residual_block, stem,
+    max_pool2d_channels_last, recompute, residual_block, stem,
 };
 
 use crate::backbone::Backbone;
@@ -51,11 +51,14 @@ pub struct ResNetConfig {
     pub stem: Stem,
     /// Start the last batch norm of every block at 0.
     pub zero_init_residual: bool,
+    /// Compute the stem and each block again in the backward pass ([`recompute`]): equal results in less memory and
+    /// more time.
+    pub recompute: bool,
 }
 
 impl ResNetConfig {
     const fn new(block: Block, layers: [usize; 4]) -> Self {
-        Self { block, layers, width: 64, stem: Stem::ImageNet, zero_init_residual: false }
+        Self { block, layers, width: 64, stem: Stem::ImageNet, zero_init_residual: false, recompute: false }
     }
 
     /// ResNet-18: 11.2 million parameters, 512 features.
@@ -105,17 +108,18 @@ impl ResNetConfig {
                 .collect::<Result<Vec<_>>>()
         });
         let stages = stages.collect::<Result<_>>()?;
-        Ok(ResNet { first, stages, stem: self.stem, embed_dim: self.embed_dim() })
+        let first = First { layer: first, stem: self.stem };
+        Ok(ResNet { first, stages, embed_dim: self.embed_dim(), recompute: self.recompute })
     }
 }
 
 /// A residual network up to its global average pool.
 #[derive(Clone, Debug)]
 pub struct ResNet {
-    first: ConvNorm,
+    first: First,
     stages: Vec<Vec<ResidualBlock>>,
-    stem: Stem,
     embed_dim: usize,
+    recompute: bool,
 }
 
 impl ResNet {
@@ -124,23 +128,24 @@ impl ResNet {
     /// # Errors
     /// If `x` is not `(B, 3, H, W)` or too small.
     pub fn forward_stages(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>> {
-        let mut x = self.forward_stem(x, train)?;
+        let mut x = self.forward_part(&self.first, x, train)?;
         let stages = self.stages.iter().map(|blocks| {
             for block in blocks {
-                x = block.forward_t(&x, train)?;
+                x = self.forward_part(block, &x, train)?;
             }
             x.permute((0, 3, 1, 2))?.contiguous()
         });
         stages.collect()
     }
 
-    /// `(B, 3, H, W)` to `(B, H', W', C)`: inside of the network the channels come last.
-    fn forward_stem(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = stem(x, &self.first, train)?;
-        match self.stem {
-            Stem::ImageNet => max_pool2d_channels_last(&x, 3, 2, 1),
-            Stem::Cifar => Ok(x),
+    /// Inside of the network the channels come last: from the first layers on it is `(B, H, W, C)`.
+    fn forward_part<P: Part>(&self, part: &P, x: &Tensor, train: bool) -> Result<Tensor> {
+        if !self.recompute {
+            return part.forward_t(x, train);
         }
+        let buffers: Vec<_> = part.layers().flat_map(|layer| layer.norm.buffers()).collect();
+        let part = part.clone();
+        recompute(x, &buffers, move |x| part.forward_t(x, train))
     }
 }
 
@@ -150,11 +155,40 @@ impl Backbone for ResNet {
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut x = self.forward_stem(x, train)?;
+        let mut x = self.forward_part(&self.first, x, train)?;
         for block in self.stages.iter().flatten() {
-            x = block.forward_t(&x, train)?;
+            x = self.forward_part(block, &x, train)?;
         }
         global_avg_pool_channels_last(&x)
+    }
+}
+
+/// A part of a network that can be computed again by itself.
+trait Part: Clone + Send + Sync + 'static {
+    /// All layers of it.
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm>;
+
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor>;
+}
+
+/// The first layers: `(B, 3, H, W)` to `(B, H', W', C)`.
+#[derive(Clone, Debug)]
+struct First {
+    layer: ConvNorm,
+    stem: Stem,
+}
+
+impl Part for First {
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+        std::iter::once(&self.layer)
+    }
+
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let x = stem(x, &self.layer, train)?;
+        match self.stem {
+            Stem::ImageNet => max_pool2d_channels_last(&x, 3, 2, 1),
+            Stem::Cifar => Ok(x),
+        }
     }
 }
 
@@ -184,6 +218,12 @@ impl ResidualBlock {
             layer((c_in, c_out, 1, stride), 1.0, &scope.pp(0), &scope.pp(1))
         });
         Ok(Self { branch, downsample: downsample.transpose()? })
+    }
+}
+
+impl Part for ResidualBlock {
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+        self.branch.iter().chain(&self.downsample)
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
