@@ -83,6 +83,20 @@ fn stopped_anywhere_on_any_number_of_loader_threads_it_ends_with_the_same_bits()
 }
 
 #[test]
+fn a_run_may_go_on_with_recomputation_and_without_it() {
+    let (own, folder) = (recipe(&[]), tempfile::tempdir().unwrap());
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    train(start(&own, &whole, 2), 0);
+    train(start(&own, &parts, 2), 7);
+    let with = recipe(&[("backbone.recompute", "true")]);
+    let wanted = |_: &Recipe| Ok(with.clone());
+    let session = Session::resume(&parts, |_| shipped_data(), wanted, &Device::Cpu, 2, &mut []).unwrap();
+    assert_eq!(train(session, 20), Outcome::Interrupted { step: 20 });
+    train(resume(&parts, 2).unwrap(), 0);
+    assert!(bits(&whole) == bits(&parts));
+}
+
+#[test]
 fn a_damaged_checkpoint_is_passed_over_with_a_word() {
     let (recipe, folder) = (recipe(&[]), tempfile::tempdir().unwrap());
     let (whole, hurt) = (folder.path().join("whole"), folder.path().join("hurt"));

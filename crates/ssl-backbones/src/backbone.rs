@@ -42,6 +42,10 @@ pub struct BackboneConfig {
     /// ViT: side of the square patches in pixels, in 1..=1024.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch_size: Option<usize>,
+    /// Compute each block again in the backward pass instead of keeping what it needs: the same bits in less memory
+    /// and more time; `None` for `false`. It is a matter of a run: encoder files do without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<bool>,
 }
 
 /// The networks that there are.
@@ -68,6 +72,7 @@ impl BackboneConfig {
             zero_init_residual: None,
             image_size: None,
             patch_size: None,
+            recompute: None,
         };
         Ok(match published(name)? {
             Architecture::ResNet(resnet) => Self {
@@ -138,6 +143,7 @@ impl BackboneConfig {
                     stem: self.stem.unwrap_or(base.stem),
                     width,
                     zero_init_residual: self.zero_init_residual.unwrap_or(base.zero_init_residual),
+                    recompute: self.recompute.unwrap_or(base.recompute),
                     ..base
                 }))
             }
@@ -150,6 +156,7 @@ impl BackboneConfig {
                 let vit = VitConfig {
                     image_size: self.image_size.unwrap_or(base.image_size),
                     patch_size: self.patch_size.unwrap_or(base.patch_size),
+                    recompute: self.recompute.unwrap_or(base.recompute),
                     ..base
                 };
                 vit.validate().map_err(|reason| candle_core::Error::Msg(format!("backbone.{reason}")))?;
@@ -178,4 +185,82 @@ fn published(name: &str) -> Result<Architecture> {
         "vit_large" => Architecture::Vit(VitConfig::vit_large()),
         name => bail!("unknown backbone `{name}`; available: {}", BackboneConfig::NAMES.join(", ")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use ssl_nn::Params;
+
+    use super::*;
+
+    /// The bits of two steps of gradient descent: losses and gradients on the way, the whole store at the end.
+    ///
+    /// Each step has three passes, as a method with several views has, so that every parameter is used three times.
+    fn two_steps(config: &BackboneConfig, size: usize, train: bool) -> Vec<Vec<u64>> {
+        let bits = |x: &Tensor| -> Vec<u64> {
+            let values = x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            values.into_iter().map(f64::to_bits).collect()
+        };
+        let params = Params::new(1, DType::F32, &Device::Cpu);
+        let backbone = config.build(&params.root()).unwrap();
+        let mut outcome = Vec::new();
+        for step in 0..2 {
+            let views = (0..3).map(|view| {
+                let n = 2 * 3 * size * size;
+                let x = (0..n).map(|i| ((i * 7919 + 31 * step + 7 * view) % 101) as f32 / 50.0 - 1.0);
+                let x = Tensor::from_vec(x.collect(), (2, 3, size, size), &Device::Cpu).unwrap();
+                backbone.forward_t(&x, train).unwrap()
+            });
+            let y = Tensor::cat(&views.collect::<Vec<_>>(), 0).unwrap();
+            let loss = y.sin().unwrap().mean_all().unwrap();
+            let gradients = loss.backward().unwrap();
+            outcome.push(bits(&loss));
+            for (name, var) in params.trainable() {
+                let gradient = gradients.get(&var).unwrap_or_else(|| panic!("{name} has no gradient"));
+                outcome.push(bits(gradient));
+                var.set(&(var.as_detached_tensor() - (gradient * 1e-3).unwrap()).unwrap()).unwrap();
+            }
+        }
+        outcome.extend(params.all().iter().map(|(_, var)| bits(var)));
+        outcome
+    }
+
+    #[test]
+    fn recomputation_changes_no_bit_of_losses_gradients_and_buffers() {
+        let resnet = |name, stem, width| BackboneConfig {
+            stem: Some(stem),
+            width: Some(width),
+            ..BackboneConfig::named(name).unwrap()
+        };
+        let vit = BackboneConfig {
+            image_size: Some(32),
+            patch_size: Some(16),
+            ..BackboneConfig::named("vit_tiny").unwrap()
+        };
+        for (config, size) in [
+            (resnet("resnet18", Stem::Cifar, 8), 16),
+            (resnet("resnet18", Stem::ImageNet, 8), 64),
+            (resnet("resnet50", Stem::ImageNet, 4), 48),
+            (vit, 32),
+        ] {
+            for train in [true, false] {
+                let again = BackboneConfig { recompute: Some(true), ..config.clone() };
+                let plain = two_steps(&config, size, train);
+                assert!(plain == two_steps(&again, size, train), "{again:?}, train {train}");
+                assert!(plain.iter().flatten().all(|bits| f64::from_bits(*bits).is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_without_the_key_reads_and_the_key_is_not_written_unless_given() {
+        let config = BackboneConfig::named("resnet18").unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        assert!(!json.contains("recompute"), "{json}");
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&json).unwrap(), config);
+        let given = BackboneConfig { recompute: Some(true), ..config };
+        let json = serde_json::to_string(&given).unwrap();
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&json).unwrap(), given);
+    }
 }

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_nn::{
     BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Residual, Scope, Shortcut,
-    global_avg_pool_channels_last, max_pool2d_channels_last, residual_blocks, stem,
+    global_avg_pool_channels_last, max_pool2d_channels_last, recompute, residual_blocks, stem,
 };
 
 use crate::backbone::Backbone;
@@ -51,11 +51,14 @@ pub struct ResNetConfig {
     pub stem: Stem,
     /// Start the last batch norm of every block at 0.
     pub zero_init_residual: bool,
+    /// Compute the stem and each block again in the backward pass ([`recompute`]): equal results in less memory and
+    /// more time.
+    pub recompute: bool,
 }
 
 impl ResNetConfig {
     const fn new(block: Block, layers: [usize; 4]) -> Self {
-        Self { block, layers, width: 64, stem: Stem::ImageNet, zero_init_residual: false }
+        Self { block, layers, width: 64, stem: Stem::ImageNet, zero_init_residual: false, recompute: false }
     }
 
     /// ResNet-18: 11.2 million parameters, 512 features.
@@ -105,17 +108,18 @@ impl ResNetConfig {
                 .collect::<Result<Vec<_>>>()
         });
         let stages = stages.collect::<Result<_>>()?;
-        Ok(ResNet { first, stages, stem: self.stem, embed_dim: self.embed_dim() })
+        let first = First { layer: first, stem: self.stem };
+        Ok(ResNet { first, stages, embed_dim: self.embed_dim(), recompute: self.recompute })
     }
 }
 
 /// A residual network up to its global average pool.
 #[derive(Clone, Debug)]
 pub struct ResNet {
-    first: ConvNorm,
+    first: First,
     stages: Vec<Vec<ResidualBlock>>,
-    stem: Stem,
     embed_dim: usize,
+    recompute: bool,
 }
 
 impl ResNet {
@@ -124,23 +128,24 @@ impl ResNet {
     /// # Errors
     /// If `x` is not `(B, 3, H, W)` or too small.
     pub fn forward_stages(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>> {
-        let mut x = self.forward_stem(x, train)?;
+        let mut x = self.forward_part(&self.first, x, train)?;
         let stages = self.stages.iter().map(|blocks| {
             for block in blocks {
-                x = residual_blocks(&x, &[block.parts()], train)?;
+                x = self.forward_part(block, &x, train)?;
             }
             x.permute((0, 3, 1, 2))?.contiguous()
         });
         stages.collect()
     }
 
-    /// `(B, 3, H, W)` to `(B, H', W', C)`: inside of the network the channels come last.
-    fn forward_stem(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = stem(x, &self.first, train)?;
-        match self.stem {
-            Stem::ImageNet => max_pool2d_channels_last(&x, 3, 2, 1),
-            Stem::Cifar => Ok(x),
+    /// Inside of the network the channels come last: from the first layers on it is `(B, H, W, C)`.
+    fn forward_part<P: Part>(&self, part: &P, x: &Tensor, train: bool) -> Result<Tensor> {
+        if !self.recompute {
+            return part.forward_t(x, train);
         }
+        let buffers: Vec<_> = part.layers().flat_map(|layer| layer.norm.buffers()).collect();
+        let part = part.clone();
+        recompute(x, &buffers, move |x| part.forward_t(x, train))
     }
 }
 
@@ -150,19 +155,55 @@ impl Backbone for ResNet {
     }
 
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let blocks = self.stages.iter().flatten().map(ResidualBlock::parts);
-        let x = match self.stem {
-            Stem::ImageNet => {
-                residual_blocks(&self.forward_stem(x, train)?, &blocks.collect::<Vec<_>>(), train)?
-            }
-            // Without a pool in between, all layers are one operation.
-            Stem::Cifar => {
-                let first = Residual { branch: std::slice::from_ref(&self.first), shortcut: Shortcut::None };
-                let x = x.permute((0, 2, 3, 1))?.contiguous()?;
-                residual_blocks(&x, &std::iter::once(first).chain(blocks).collect::<Vec<_>>(), train)?
+        let mut blocks = self.stages.iter().flatten();
+        let x = if self.recompute {
+            let x = self.forward_part(&self.first, x, train)?;
+            blocks.try_fold(x, |x, block| self.forward_part(block, &x, train))?
+        } else {
+            let blocks = blocks.map(ResidualBlock::residual);
+            match self.first.stem {
+                Stem::ImageNet => {
+                    residual_blocks(&self.first.forward_t(x, train)?, &blocks.collect::<Vec<_>>(), train)?
+                }
+                // Without a pool in between, all layers are one operation.
+                Stem::Cifar => {
+                    let layers = std::slice::from_ref(&self.first.layer);
+                    let first = Residual { branch: layers, shortcut: Shortcut::None };
+                    let x = x.permute((0, 2, 3, 1))?.contiguous()?;
+                    residual_blocks(&x, &std::iter::once(first).chain(blocks).collect::<Vec<_>>(), train)?
+                }
             }
         };
         global_avg_pool_channels_last(&x)
+    }
+}
+
+/// A part of a network that can be computed again by itself.
+trait Part: Clone + Send + Sync + 'static {
+    /// All layers of it.
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm>;
+
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor>;
+}
+
+/// The first layers: `(B, 3, H, W)` to `(B, H', W', C)`.
+#[derive(Clone, Debug)]
+struct First {
+    layer: ConvNorm,
+    stem: Stem,
+}
+
+impl Part for First {
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+        std::iter::once(&self.layer)
+    }
+
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let x = stem(x, &self.layer, train)?;
+        match self.stem {
+            Stem::ImageNet => max_pool2d_channels_last(&x, 3, 2, 1),
+            Stem::Cifar => Ok(x),
+        }
     }
 }
 
@@ -194,9 +235,19 @@ impl ResidualBlock {
         Ok(Self { branch, downsample: downsample.transpose()? })
     }
 
-    fn parts(&self) -> Residual<'_> {
+    fn residual(&self) -> Residual<'_> {
         let shortcut = self.downsample.as_ref().map_or(Shortcut::Identity, Shortcut::Projection);
         Residual { branch: &self.branch, shortcut }
+    }
+}
+
+impl Part for ResidualBlock {
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+        self.branch.iter().chain(&self.downsample)
+    }
+
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        residual_blocks(x, &[self.residual()], train)
     }
 }
 

@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor, bail};
 use ssl_nn::{
     AttentionOptions, BicubicConfig, BlockOptions, Init, LayerNorm, Scope, TransformerBlock,
-    TransformerBlockConfig, interpolate_positions, linear, transformer_blocks,
+    TransformerBlockConfig, interpolate_positions, linear, recompute, transformer_blocks,
 };
 
 use crate::backbone::Backbone;
@@ -22,11 +22,13 @@ pub struct VitConfig {
     pub depth: usize,
     /// Heads of each block; must divide `dim`.
     pub heads: usize,
+    /// Compute each block again in the backward pass ([`recompute`]): equal results in less memory and more time.
+    pub recompute: bool,
 }
 
 impl VitConfig {
     const fn new(dim: usize, depth: usize, heads: usize) -> Self {
-        Self { image_size: 224, patch_size: 16, dim, depth, heads }
+        Self { image_size: 224, patch_size: 16, dim, depth, heads, recompute: false }
     }
 
     /// ViT-Ti: 5.5 million parameters, 192 features.
@@ -59,7 +61,7 @@ impl VitConfig {
     /// # Errors
     /// Names the size, its value and what is allowed.
     pub fn validate(&self) -> std::result::Result<(), String> {
-        let Self { image_size, patch_size, dim, depth, heads } = *self;
+        let Self { image_size, patch_size, dim, depth, heads, .. } = *self;
         if !(1..=1024).contains(&patch_size) {
             return Err(format!("patch_size = {patch_size} is not in 1..=1024"));
         }
@@ -138,8 +140,21 @@ impl Vit {
 
     /// The tokens before the last norm, or the `first` of them.
     fn forward_blocks(&self, x: &Tensor, first: Option<usize>) -> Result<Tensor> {
+        let x = self.embed(x)?;
+        if self.config.recompute {
+            return self.recompute_blocks(x, first);
+        }
         let blocks: Vec<_> = self.blocks.iter().map(|block| (block, BlockOptions::default())).collect();
-        transformer_blocks(&self.embed(x)?, &blocks, first)
+        transformer_blocks(&x, &blocks, first)
+    }
+
+    /// The blocks one by one, each computed again in the backward pass.
+    fn recompute_blocks(&self, x: Tensor, first: Option<usize>) -> Result<Tensor> {
+        self.blocks.iter().enumerate().try_fold(x, |x, (i, block)| {
+            let first = first.filter(|_| i + 1 == self.blocks.len());
+            let block = block.clone();
+            recompute(&x, &[], move |x| transformer_blocks(x, &[(&block, BlockOptions::default())], first))
+        })
     }
 
     /// The tokens before the first block.
@@ -185,7 +200,7 @@ mod tests {
     use super::*;
 
     fn small() -> VitConfig {
-        VitConfig { image_size: 8, patch_size: 4, dim: 12, depth: 2, heads: 3 }
+        VitConfig { image_size: 8, patch_size: 4, dim: 12, depth: 2, heads: 3, recompute: false }
     }
 
     fn images(n: usize, size: usize) -> Tensor {

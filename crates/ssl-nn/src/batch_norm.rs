@@ -148,6 +148,11 @@ impl BatchNorm {
         Ok(ChannelNorm::new(&statistics, self.config.eps, weight.slice()?, bias.slice()?, train))
     }
 
+    /// The running mean, the running variance and the number of batches: what training changes in a forward pass.
+    pub fn buffers(&self) -> [Var; 3] {
+        [&self.running_mean, &self.running_var, &self.num_batches_tracked].map(Var::clone)
+    }
+
     /// Weight and bias.
     pub(crate) fn tensors(&self) -> [&Tensor; 2] {
         [&self.weight, &self.bias]

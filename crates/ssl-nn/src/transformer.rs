@@ -158,7 +158,9 @@ impl TransformerBlock {
         if dim != width || batch * tokens == 0 {
             bail!("transformer block: expected (B, N, {width}) with at least one token, got {:?}", x.dims());
         }
-        for factors in options.drop_path.into_iter().flatten().filter(|factors| factors.dims() != [batch]) {
+        if let Some(factors) =
+            options.drop_path.into_iter().flatten().find(|factors| factors.dims() != [batch])
+        {
             bail!("transformer block: expected {batch} factors of drop path, got {:?}", factors.dims());
         }
         let sizes = Sizes { tokens, heads: self.heads, width: dim / self.heads };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use ssl_backbones::{EncoderInfo, save_encoder};
+use ssl_backbones::{BackboneConfig, EncoderInfo, save_encoder};
 use ssl_nn::Params;
 
 use crate::checkpoint::Checkpoint;
@@ -33,7 +33,7 @@ pub(crate) fn export(
 ) -> Result<()> {
     let own = tensors.into_iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t)));
     let info = EncoderInfo {
-        backbone: recipe.backbone.clone(),
+        backbone: BackboneConfig { recompute: None, ..recipe.backbone.clone() },
         method: recipe.method.name().to_owned(),
         input_size: recipe.augment.size,
         mean: recipe.augment.mean,

@@ -195,30 +195,33 @@ impl Recipe {
         toml::to_string(self).map_err(|e| Error::Recipe(e.to_string()))
     }
 
-    /// Sixteen hexadecimal digits that change with whatever changes the result, the place of the data excepted. The size
-    /// of the cache changes nothing.
+    /// Sixteen hexadecimal digits that change with whatever changes the result, and not with the place of the data, the
+    /// size of the cache or `backbone.recompute`.
     ///
     /// # Errors
     /// As [`Recipe::to_toml`].
     pub fn hash(&self) -> Result<String> {
-        let digest = Sha256::digest(self.without_place_and_cache().to_toml()?.as_bytes());
+        let digest = Sha256::digest(self.deciding().to_toml()?.as_bytes());
         Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Key by key what differs from `there`, except the place of the data and the size of the cache, which do not change
+    /// Key by key what differs from `there`, except the place of the data, the size of the cache and
+    /// `backbone.recompute`, which do not change
     /// the result.
     ///
     /// # Errors
     /// As [`Recipe::to_toml`].
     pub(crate) fn differences(&self, there: &Self) -> Result<Vec<String>> {
-        Ok(layers::differences(
-            &to_table(&there.without_place_and_cache())?,
-            &to_table(&self.without_place_and_cache())?,
-        ))
+        Ok(layers::differences(&to_table(&there.deciding())?, &to_table(&self.deciding())?))
     }
 
-    fn without_place_and_cache(&self) -> Self {
-        Self { data: DataConfig { path: String::new(), cache_mib: 0, ..self.data.clone() }, ..self.clone() }
+    /// The recipe without the keys that do not change the result.
+    fn deciding(&self) -> Self {
+        Self {
+            data: DataConfig { path: String::new(), cache_mib: 0, ..self.data.clone() },
+            backbone: BackboneConfig { recompute: None, ..self.backbone.clone() },
+            ..self.clone()
+        }
     }
 
     /// All keys with their defaults, for the variants that `layer` names.
@@ -241,6 +244,7 @@ impl Recipe {
         let size = layer.get("augment").and_then(|augment| augment.get("size")).and_then(Value::as_integer);
         let size = size.and_then(|size| usize::try_from(size).ok());
         backbone.image_size = backbone.image_size.map(|default| size.unwrap_or(default));
+        backbone.recompute = Some(false);
         Ok(Self {
             name: "unnamed".to_owned(),
             seed: 0,
@@ -548,6 +552,27 @@ mod tests {
         assert_eq!(here.differences(&there).unwrap(), Vec::<String>::new());
         let other_seed = parse(&[("data.path", "here"), ("seed", "5")]).unwrap();
         assert_eq!(other_seed.differences(&there).unwrap(), ["seed: 0 there, 5 here"]);
+    }
+
+    #[test]
+    fn recomputation_is_a_key_of_every_network_and_no_difference() {
+        for name in ["resnet18", "vit_tiny"] {
+            let recipe = |recompute| {
+                let keys =
+                    [("backbone.name", name), ("augment.size", "32"), ("backbone.recompute", recompute)];
+                parse(&keys).unwrap()
+            };
+            let (without, with) = (recipe("false"), recipe("true"));
+            assert_eq!(with.backbone.recompute, Some(true));
+            assert!(without.to_toml().unwrap().contains("recompute = false"));
+            assert_eq!(without.hash().unwrap(), with.hash().unwrap());
+            assert_eq!(with.differences(&without).unwrap(), Vec::<String>::new());
+        }
+        let error = parse(&[("backbone.recompute", "2")]).unwrap_err().to_string();
+        assert!(
+            error.contains("backbone.recompute = 2 is a whole number, expected true or false"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -87,8 +87,9 @@ impl Session {
 
     /// Goes on with the run in the folder `out` from its newest intact checkpoint. `data` tells where its images lie now.
     ///
-    /// `wanted` returns what the caller thinks the recipe is, given the run's own; the two must agree. Sentences for a
-    /// person, such as about a damaged checkpoint, go to `observers`.
+    /// `wanted` returns what the caller thinks the recipe is, given the run's own; the two must agree in all that changes
+    /// the result. Its `backbone.recompute` holds until the session ends; the run's files keep their recipe. Sentences
+    /// for a person, such as about a damaged checkpoint, go to `observers`.
     ///
     /// # Errors
     /// If there is no run, its checkpoints are damaged or belong to another recipe or data, or it is in use.
@@ -118,7 +119,7 @@ impl Session {
             checkpoint.check_data(path, &images.fingerprint)?;
         }
         let bytes = latest.as_ref().map_or(0, |(_, checkpoint)| checkpoint.metrics_bytes);
-        let trainer = trainer(&recipe, device)?;
+        let trainer = trainer(&wanted, device)?;
         let mut session = Self::assemble(recipe, folder, images, trainer, bytes, device, threads)?;
         if let Some((path, checkpoint)) = latest {
             let refuse =

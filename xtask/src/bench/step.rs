@@ -39,6 +39,22 @@ const STEPS: [Step; 4] = [
     Step { id: "vit-small-p8-96/simclr/b8", backbone: || vit("vit_small", 96, 8), size: 96, batch: 8 },
 ];
 
+/// Two of them with the key `backbone.recompute`.
+const RECOMPUTED: [Step; 2] = [
+    Step {
+        id: "resnet50-224-recompute/simclr/b4",
+        backbone: || recompute(resnet("resnet50", Stem::ImageNet)?),
+        size: 224,
+        batch: 4,
+    },
+    Step {
+        id: "vit-small-p8-96-recompute/simclr/b8",
+        backbone: || recompute(vit("vit_small", 96, 8)?),
+        size: 96,
+        batch: 8,
+    },
+];
+
 pub(super) fn cases() -> Vec<Case> {
     let step = |step: &'static Step| {
         Case::new(Suite::Step, step.id, Unit::Images(step.batch as f64), || step.timing())
@@ -49,8 +65,10 @@ pub(super) fn cases() -> Vec<Case> {
         Unit::Flop(resnet18_flop(Conv::executed_step_flop)),
         share_of_roof,
     );
+    let recomputed = RECOMPUTED.iter().map(step).map(|case| Case { has_peer: false, ..case });
     let adamw = Case::new(Suite::Step, "adamw/resnet18-cifar-32", Unit::Call, adamw_resnet18);
-    STEPS.iter().map(step).chain([adamw, Case { has_peer: false, ..roof }]).collect()
+    let others = [adamw, Case { has_peer: false, ..roof }];
+    STEPS.iter().map(step).chain(recomputed).chain(others).collect()
 }
 
 fn resnet(name: &str, stem: Stem) -> candle_core::Result<BackboneConfig> {
@@ -60,6 +78,10 @@ fn resnet(name: &str, stem: Stem) -> candle_core::Result<BackboneConfig> {
 fn vit(name: &str, image_size: usize, patch_size: usize) -> candle_core::Result<BackboneConfig> {
     let (image_size, patch_size) = (Some(image_size), Some(patch_size));
     Ok(BackboneConfig { image_size, patch_size, ..BackboneConfig::named(name)? })
+}
+
+fn recompute(config: BackboneConfig) -> candle_core::Result<BackboneConfig> {
+    Ok(BackboneConfig { recompute: Some(true), ..config })
 }
 
 impl Step {
