@@ -1,6 +1,6 @@
 //! What all backbones share, and how one is chosen by name.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use ssl_nn::Scope;
 
@@ -74,7 +74,7 @@ impl BackboneConfig {
             patch_size: None,
             recompute: None,
         };
-        Ok(match published(name)? {
+        Ok(match published(name).map_err(candle_core::Error::Msg)? {
             Architecture::ResNet(resnet) => Self {
                 stem: Some(resnet.stem),
                 width: Some(resnet.width),
@@ -91,7 +91,7 @@ impl BackboneConfig {
     ///
     /// # Errors
     /// Names the setting, its value and the allowed range.
-    pub fn validate(&self) -> Result<()> {
+    pub fn validate(&self) -> std::result::Result<(), String> {
         self.architecture().map(drop)
     }
 
@@ -100,7 +100,7 @@ impl BackboneConfig {
     /// # Errors
     /// As [`BackboneConfig::validate`], or if a parameter's name is taken.
     pub fn build(&self, scope: &Scope) -> Result<Box<dyn Backbone>> {
-        Ok(match self.architecture()? {
+        Ok(match self.checked()? {
             Architecture::ResNet(resnet) => Box::new(resnet.build(scope)?),
             Architecture::Vit(vit) => Box::new(vit.build(scope)?),
         })
@@ -111,7 +111,7 @@ impl BackboneConfig {
     /// # Errors
     /// As [`BackboneConfig::validate`].
     pub fn embed_dim(&self) -> Result<usize> {
-        Ok(match self.architecture()? {
+        Ok(match self.checked()? {
             Architecture::ResNet(resnet) => resnet.embed_dim(),
             Architecture::Vit(vit) => vit.dim,
         })
@@ -122,13 +122,17 @@ impl BackboneConfig {
     /// # Errors
     /// If the name is unknown.
     pub fn pooling(&self) -> Result<&'static str> {
-        Ok(match published(&self.name)? {
+        Ok(match published(&self.name).map_err(candle_core::Error::Msg)? {
             Architecture::ResNet(_) => "avg",
             Architecture::Vit(_) => "token",
         })
     }
 
-    fn architecture(&self) -> Result<Architecture> {
+    fn checked(&self) -> Result<Architecture> {
+        self.architecture().map_err(candle_core::Error::Msg)
+    }
+
+    fn architecture(&self) -> std::result::Result<Architecture, String> {
         match published(&self.name)? {
             Architecture::ResNet(base) => {
                 self.refuse(&[
@@ -137,7 +141,7 @@ impl BackboneConfig {
                 ])?;
                 let width = self.width.unwrap_or(base.width);
                 if !(1..=4096).contains(&width) {
-                    bail!("backbone.width = {width} is not in 1..=4096");
+                    return Err(format!("backbone.width = {width} is not in 1..=4096"));
                 }
                 Ok(Architecture::ResNet(ResNetConfig {
                     stem: self.stem.unwrap_or(base.stem),
@@ -159,22 +163,22 @@ impl BackboneConfig {
                     recompute: self.recompute.unwrap_or(base.recompute),
                     ..base
                 };
-                vit.validate().map_err(|reason| candle_core::Error::Msg(format!("backbone.{reason}")))?;
+                vit.validate().map_err(|reason| format!("backbone.{reason}"))?;
                 Ok(Architecture::Vit(vit))
             }
         }
     }
 
     /// Refuses the settings that are given and that this kind of network does not have.
-    fn refuse(&self, settings: &[(&str, bool)]) -> Result<()> {
+    fn refuse(&self, settings: &[(&str, bool)]) -> std::result::Result<(), String> {
         match settings.iter().find(|(_, given)| *given) {
-            Some((key, _)) => bail!("backbone.{key} is no setting of `{}`", self.name),
+            Some((key, _)) => Err(format!("backbone.{key} is no setting of `{}`", self.name)),
             None => Ok(()),
         }
     }
 }
 
-fn published(name: &str) -> Result<Architecture> {
+fn published(name: &str) -> std::result::Result<Architecture, String> {
     Ok(match name {
         "resnet18" => Architecture::ResNet(ResNetConfig::resnet18()),
         "resnet34" => Architecture::ResNet(ResNetConfig::resnet34()),
@@ -183,7 +187,12 @@ fn published(name: &str) -> Result<Architecture> {
         "vit_small" => Architecture::Vit(VitConfig::vit_small()),
         "vit_base" => Architecture::Vit(VitConfig::vit_base()),
         "vit_large" => Architecture::Vit(VitConfig::vit_large()),
-        name => bail!("unknown backbone `{name}`; available: {}", BackboneConfig::NAMES.join(", ")),
+        name => {
+            return Err(format!(
+                "unknown backbone `{name}`; available: {}",
+                BackboneConfig::NAMES.join(", ")
+            ));
+        }
     })
 }
 

@@ -277,13 +277,6 @@ impl Recipe {
         if i64::try_from(self.seed).is_err() {
             return refuse(format!("seed = {} is not in 0..=9223372036854775807", self.seed));
         }
-        self.backbone.validate().map_err(|error| Error::Recipe(error.to_string()))?;
-        if let Some(size) = self.backbone.image_size.filter(|size| *size != self.augment.size) {
-            return refuse(format!(
-                "backbone.image_size = {size} is not augment.size = {}",
-                self.augment.size
-            ));
-        }
         if train.epochs > MAX_EPOCHS {
             return refuse(format!("train.epochs = {} is not in 1..={MAX_EPOCHS}", train.epochs));
         }
@@ -321,9 +314,20 @@ impl Recipe {
             ));
         }
         self.data.validate()?;
-        for check in [self.method.validate(), self.optimizer.validate(), self.schedule.validate(train.epochs)]
-        {
+        let checks = [
+            self.method.validate(),
+            self.optimizer.validate(),
+            self.schedule.validate(train.epochs),
+            self.backbone.validate(),
+        ];
+        for check in checks {
             check.map_err(Error::Recipe)?;
+        }
+        if let Some(size) = self.backbone.image_size.filter(|size| *size != self.augment.size) {
+            return refuse(format!(
+                "backbone.image_size = {size} is not augment.size = {}",
+                self.augment.size
+            ));
         }
         self.augment.is_float()?;
         self.augment.normalize()?;
