@@ -26,6 +26,7 @@ use crate::{data_path, project_root, table, use_threads};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask pretrain
+  cargo xtask pretrain --method byol
   cargo xtask pretrain --data ~/photos --epochs 50 --set augment.size=64 --set data.on_error=skip
   cargo xtask pretrain --recipe simclr-cifar10 --data ~/cifar-10-batches-bin --epochs 200
   cargo xtask pretrain --resume runs/simclr-fashion-mnist
@@ -34,7 +35,7 @@ pub(crate) struct Pretrain {
     /// Recipe to start from: a name of --list, or a TOML file.
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
-    /// Method (key method.name).
+    /// Method (key method.name); without --recipe its recipe for Fashion-MNIST.
     #[arg(long)]
     method: Option<String>,
     /// Network (key backbone.name).
@@ -135,8 +136,14 @@ impl Pretrain {
         Ok(Session::start(recipe, &data, &out, &device, use_threads(self.threads)?)?)
     }
 
+    /// The recipe that was asked for, or that of the method for the data that ships with the project.
     fn recipe_name(&self) -> &str {
-        self.recipe.as_deref().or_else(|| Recipe::embedded().next()).unwrap_or_default()
+        let of_method = |method: &str| {
+            Recipe::embedded()
+                .find(|name| name.strip_suffix("-fashion-mnist").is_some_and(|own| own == method))
+        };
+        let asked = self.recipe.as_deref().or_else(|| of_method(self.method.as_deref()?));
+        asked.or_else(|| Recipe::embedded().next()).unwrap_or_default()
     }
 
     /// All settings of the command line as recipe keys.
@@ -218,14 +225,17 @@ fn introduce(session: &Session) {
         images.train.len(),
         session.params().num_trainable(),
     );
-    println!(
-        "views of {0}x{0} pixels; run folder {1}",
-        recipe.augment.size,
-        session.folder().path().display()
-    );
+    println!("views of {} pixels; run folder {}", views(recipe), session.folder().path().display());
     if session.step() > 0 {
         println!("resumed after step {} of {}", session.step(), session.last_step());
     }
+}
+
+/// `2 of 28x28, 4 of 16x16`.
+fn views(recipe: &Recipe) -> String {
+    let sizes = recipe.augment.multi_view().map(|views| views.sizes()).unwrap_or_default();
+    let groups = sizes.chunk_by(|a, b| a == b).map(|group| format!("{} of {1}x{1}", group.len(), group[0]));
+    groups.collect::<Vec<_>>().join(", ")
 }
 
 /// runs/NAME, or the first of runs/NAME-2, runs/NAME-3, … that does not exist.
@@ -251,7 +261,7 @@ fn list(as_json: bool) {
     let presets = presets::names();
     let lists: [(&str, &[&str]); 7] = [
         ("recipes", &recipes),
-        ("methods", &MethodConfig::NAMES),
+        ("methods", MethodConfig::NAMES),
         ("backbones", &BackboneConfig::NAMES),
         ("datasets", &["fashion-mnist"]),
         ("augmentations", &presets),

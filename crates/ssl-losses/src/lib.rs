@@ -13,8 +13,10 @@
 //! ```
 
 mod checks;
+mod negative_cosine;
 mod normalize;
 mod nt_xent;
 
+pub use negative_cosine::negative_cosine;
 pub use normalize::normalize;
 pub use nt_xent::nt_xent;

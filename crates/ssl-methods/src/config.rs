@@ -1,58 +1,109 @@
 //! A method chosen by name.
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::BackboneConfig;
 use ssl_nn::Params;
 
+use crate::byol::ByolConfig;
 use crate::method::Method;
-use crate::simclr::{SimClr, SimClrConfig};
+use crate::simclr::SimClrConfig;
 
-/// A method with its settings; in a recipe the table `[method]`, told apart by its key `name`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "kebab-case")]
-pub enum MethodConfig {
+/// The settings of one method.
+pub(crate) trait Settings {
+    /// Checks every setting; an error names the setting, its value and the allowed range.
+    fn validate(&self) -> std::result::Result<(), String>;
+
+    /// Creates the parameters in `params` and returns the method. The settings are valid.
+    fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>>;
+
+    /// Name of the paper's augmentation.
+    fn augmentation(&self) -> &'static str;
+
+    /// Prefix of the tensors of [`Method::encoder`] in the store, with its dot.
+    fn encoder_prefix(&self) -> &'static str {
+        "backbone."
+    }
+}
+
+/// The enumeration of all methods: name on the command line, variant, settings, and the paper's values of them.
+macro_rules! methods {
+    ($($(#[$doc:meta])* $name:literal => $variant:ident($settings:ty) = $papers:expr,)*) => {
+        /// A method with its settings; in a recipe the table `[method]`, told apart by its key `name`.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "name")]
+        pub enum MethodConfig {
+            $($(#[$doc])* #[serde(rename = $name)] $variant($settings),)*
+        }
+
+        impl MethodConfig {
+            /// The names that `name` may have.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// The paper's settings of the method `name`, or `None` if there is no such method.
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$variant($papers)),)*
+                    _ => None,
+                }
+            }
+
+            /// The name on the command line.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+
+            fn settings(&self) -> &dyn Settings {
+                match self {
+                    $(Self::$variant(settings) => settings,)*
+                }
+            }
+        }
+    };
+}
+
+methods! {
     /// SimCLR.
-    #[serde(rename = "simclr")]
-    SimClr(SimClrConfig),
+    "simclr" => SimClr(SimClrConfig) = SimClrConfig::default(),
+    /// BYOL.
+    "byol" => Byol(ByolConfig) = ByolConfig::default(),
 }
 
 impl MethodConfig {
-    /// The names that `name` may have.
-    pub const NAMES: [&'static str; 1] = ["simclr"];
-
-    /// The paper's settings of the method `name`, or `None` if there is no such method.
-    pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "simclr" => Some(Self::SimClr(SimClrConfig::default())),
-            _ => None,
-        }
-    }
-
-    /// The name on the command line.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::SimClr(_) => "simclr",
-        }
-    }
-
     /// Checks every setting.
     ///
     /// # Errors
     /// Names the setting, its value and the allowed range.
     pub fn validate(&self) -> std::result::Result<(), String> {
-        match self {
-            Self::SimClr(config) => config.validate(),
-        }
+        self.settings().validate()
     }
 
-    /// Creates the parameters in `params` and returns the method.
+    /// Name of the paper's augmentation, a preset of `ssl-augment`.
+    pub fn augmentation(&self) -> &'static str {
+        self.settings().augmentation()
+    }
+
+    /// Creates the parameters in `params` and returns the method. `images` is the number of images to train on, of which
+    /// some methods remember something.
     ///
     /// # Errors
     /// If a setting is out of range.
-    pub fn build(&self, backbone: &BackboneConfig, params: &Params) -> Result<Box<dyn Method>> {
-        match self {
-            Self::SimClr(config) => Ok(Box::new(SimClr::new(config, backbone, params)?)),
+    pub fn build(
+        &self,
+        backbone: &BackboneConfig,
+        params: &Params,
+        images: usize,
+    ) -> Result<Box<dyn Method>> {
+        if let Err(reason) = self.validate() {
+            bail!("{reason}");
         }
+        self.settings().build(backbone, params, images)
+    }
+
+    /// Prefix of the tensors of [`Method::encoder`] in the store, with its dot.
+    pub fn encoder_prefix(&self) -> &'static str {
+        self.settings().encoder_prefix()
     }
 }

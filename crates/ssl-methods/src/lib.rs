@@ -3,10 +3,16 @@
 //! A [`Method`] turns a [`Batch`] of views into a loss. It knows nothing of files, epochs, optimisers or loggers; all
 //! its state lives in the [`ssl_nn::Params`] it was built with.
 
+mod byol;
+mod checks;
 mod config;
 mod method;
 mod simclr;
+mod teacher;
+#[cfg(test)]
+mod testing;
 
+pub use byol::{Byol, ByolConfig};
 pub use config::MethodConfig;
-pub use method::{Batch, Method, StepContext, StepOutput};
+pub use method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 pub use simclr::{SimClr, SimClrConfig};

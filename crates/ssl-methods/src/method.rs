@@ -1,5 +1,7 @@
 //! What all methods share.
 
+use std::ops::RangeInclusive;
+
 use candle_core::{Result, Tensor};
 use ssl_backbones::Backbone;
 
@@ -12,13 +14,19 @@ pub struct Batch {
     pub index: Vec<usize>,
 }
 
-/// Where in the run a step is.
+/// Where in the run a forward pass is.
 #[derive(Clone, Copy, Debug)]
 pub struct StepContext {
     /// Optimiser steps done before this one.
     pub step: usize,
     /// Optimiser steps of the whole run.
     pub total_steps: usize,
+    /// Optimiser steps of an epoch.
+    pub steps_per_epoch: usize,
+    /// Which of the step's micro-batches this is, counted from 0.
+    pub part: usize,
+    /// Seed of the run.
+    pub seed: u64,
 }
 
 /// What one forward pass yields.
@@ -28,14 +36,26 @@ pub struct StepOutput {
     pub loss: Tensor,
     /// Scalars worth a line in the log, by name.
     pub terms: Vec<(&'static str, Tensor)>,
-    /// The projections of each view, `(B, D)`, detached: what monitors look at.
+    /// The embeddings of each view that the loss compares, `(B, D)`, detached: what monitors look at.
     pub embeddings: Vec<Tensor>,
+    /// What [`Method::after_step`] needs of this batch, detached, a row a sample: keys for a queue, logits for a centre.
+    pub memory: Vec<Tensor>,
+}
+
+/// What the optimiser has to know of a parameter beyond its shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParameterRule {
+    /// Whether its learning rate stays at the peak instead of following the schedule.
+    pub constant_lr: bool,
 }
 
 /// A way to train an encoder without labels.
+///
+/// All state that lasts from one step to the next lies in the [`ssl_nn::Params`] that the method was built with, so that
+/// saving these saves the method.
 pub trait Method: Send + Sync {
-    /// Views that the method needs of every image.
-    fn num_views(&self) -> usize;
+    /// How many views of every image the method takes.
+    fn num_views(&self) -> RangeInclusive<usize>;
 
     /// The loss of a batch, in training mode. May be called twice with the same result; running statistics of batch
     /// norms are the only state it touches.
@@ -44,19 +64,37 @@ pub trait Method: Send + Sync {
     /// If the batch does not have the views that the method needs.
     fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput>;
 
-    /// Updates what the optimiser does not: teachers, queues, centres. Called after every optimiser step.
+    /// Updates what the optimiser does not: teachers, queues, centres. Called after every optimiser step with the
+    /// [`StepOutput::memory`] of its micro-batches, joined row by row, and the context of the first.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    fn after_step(&mut self, _context: &StepContext) -> Result<()> {
+    fn after_step(&mut self, _context: &StepContext, _memory: &[Tensor]) -> Result<()> {
         Ok(())
+    }
+
+    /// Whether the method has to see all images before this step: then [`Method::pass`] is called.
+    fn wants_pass(&self, _context: &StepContext) -> bool {
+        false
+    }
+
+    /// Sees every image of the data set once, as batches of the training's views in the order of the images.
+    ///
+    /// # Errors
+    /// If a batch is an error, or a tensor operation fails.
+    fn pass(
+        &mut self,
+        _context: &StepContext,
+        _batches: &mut dyn Iterator<Item = Result<Batch>>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    /// How the optimiser treats the parameter `name`.
+    fn parameter_rule(&self, _name: &str) -> ParameterRule {
+        ParameterRule::default()
     }
 
     /// The network that is evaluated and exported.
     fn encoder(&self) -> &dyn Backbone;
-
-    /// Prefix of the encoder's tensors in the store, with its dot.
-    fn encoder_prefix(&self) -> &'static str {
-        "backbone."
-    }
 }

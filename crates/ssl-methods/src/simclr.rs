@@ -8,12 +8,16 @@
 //! the `2N` anchors (the paper's equation; the official code has twice that). Deviations: the linear layers start as
 //! PyTorch's rather than from a normal with standard deviation 0.01, which makes no difference under a batch norm.
 
+use std::ops::RangeInclusive;
+
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig};
 use ssl_losses::nt_xent;
-use ssl_nn::{Affine, LinearConfig, Mlp, MlpConfig, Params};
+use ssl_nn::{Affine, Mlp, MlpConfig, Params};
 
+use crate::checks;
+use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 
 /// Settings of SimCLR; the defaults are the paper's for ImageNet.
@@ -36,22 +40,20 @@ impl Default for SimClrConfig {
     }
 }
 
-impl SimClrConfig {
-    pub(crate) fn validate(&self) -> std::result::Result<(), String> {
-        let Self { temperature, projector_hidden, projector_dim, projector_layers } = *self;
-        if !(temperature > 0.0 && temperature <= 10.0) {
-            return Err(format!("method.temperature = {temperature} is not in (0, 10]"));
-        }
-        for (key, value, range) in [
-            ("projector_hidden", projector_hidden, 0..=65_536),
-            ("projector_dim", projector_dim, 1..=65_536),
-            ("projector_layers", projector_layers, 1..=8),
-        ] {
-            if !range.contains(&value) {
-                return Err(format!("method.{key} = {value} is not in {}..={}", range.start(), range.end()));
-            }
-        }
-        Ok(())
+impl Settings for SimClrConfig {
+    fn validate(&self) -> std::result::Result<(), String> {
+        checks::temperature("temperature", self.temperature)?;
+        checks::count("projector_hidden", self.projector_hidden, 0..=*checks::WIDTH.end())?;
+        checks::count("projector_dim", self.projector_dim, checks::WIDTH)?;
+        checks::count("projector_layers", self.projector_layers, checks::LAYERS)
+    }
+
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+        Ok(Box::new(SimClr::new(self, backbone, params)?))
+    }
+
+    fn augmentation(&self) -> &'static str {
+        "simclr"
     }
 }
 
@@ -72,11 +74,8 @@ impl SimClr {
     /// Creates `backbone.*` and `projector.*` in `params`.
     ///
     /// # Errors
-    /// If a setting is out of range or the backbone is unknown.
+    /// If a width is 0 or the backbone is unknown.
     pub fn new(config: &SimClrConfig, backbone: &BackboneConfig, params: &Params) -> Result<Self> {
-        if let Err(reason) = config.validate() {
-            bail!("{reason}");
-        }
         let backbone = backbone.build(&params.root().pp("backbone"))?;
         let d = backbone.embed_dim();
         let hidden = if config.projector_hidden == 0 { d } else { config.projector_hidden };
@@ -84,7 +83,8 @@ impl SimClr {
         dims[0] = d;
         dims[config.projector_layers] = config.projector_dim;
         let mlp = MlpConfig {
-            linear: LinearConfig { bias: false, ..Default::default() },
+            hidden_bias: false,
+            last_bias: false,
             hidden_norm: true,
             last_norm: Some(Affine::Scale),
         };
@@ -94,8 +94,8 @@ impl SimClr {
 }
 
 impl Method for SimClr {
-    fn num_views(&self) -> usize {
-        2
+    fn num_views(&self) -> RangeInclusive<usize> {
+        2..=2
     }
 
     fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
@@ -113,6 +113,7 @@ impl Method for SimClr {
             loss,
             terms: vec![("mi_lower_bound", mi_bound)],
             embeddings: vec![z_a.detach(), z_b.detach()],
+            memory: vec![],
         })
     }
 
@@ -123,44 +124,24 @@ impl Method for SimClr {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
-    use ssl_backbones::Stem;
-
     use super::*;
+    use crate::testing::{CONTEXT, assert_gradients_reach, images, params, resnet};
 
     fn tiny(config: &SimClrConfig) -> (Params, SimClr) {
-        let params = Params::new(11, DType::F32, &Device::Cpu);
-        let backbone = BackboneConfig {
-            stem: Some(Stem::Cifar),
-            width: Some(4),
-            ..BackboneConfig::named("resnet18").unwrap()
-        };
-        let method = SimClr::new(config, &backbone, &params).unwrap();
+        let params = params();
+        let method = SimClr::new(config, &resnet(), &params).unwrap();
         (params, method)
     }
 
     fn batch(n: usize) -> Batch {
-        let view = |salt: usize| {
-            let data: Vec<f32> =
-                (0..n * 3 * 64).map(|i| ((i * 7919 + salt) % 251) as f32 / 125.0 - 1.0).collect();
-            Tensor::from_vec(data, (n, 3, 8, 8), &Device::Cpu).unwrap()
-        };
-        Batch { views: vec![view(0), view(13)], index: (0..n).collect() }
+        images(2, n)
     }
-
-    const CONTEXT: StepContext = StepContext { step: 0, total_steps: 1 };
 
     #[test]
     fn every_trainable_parameter_gets_a_gradient_and_no_buffer_does() {
         for projector_layers in [1, 2, 3] {
             let (params, method) = tiny(&SimClrConfig { projector_layers, ..Default::default() });
-            let grads = method.loss(&batch(5), &CONTEXT).unwrap().loss.backward().unwrap();
-            for (name, var) in params.trainable() {
-                let grad = grads.get(&var).unwrap_or_else(|| panic!("{name} has no gradient"));
-                let norm = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-                assert!(norm.is_finite() && norm > 0.0, "{name}: squared norm {norm}");
-            }
-            assert!(params.buffers().iter().all(|(_, var)| grads.get(var).is_none()));
+            assert_gradients_reach(&method, &params, &batch(5), &[]);
         }
     }
 

@@ -7,15 +7,23 @@ use crate::batch_norm::{Affine, BatchNorm, BatchNormConfig};
 use crate::linear::{Linear, LinearConfig};
 use crate::params::Scope;
 
-/// What stands between and after the linear layers.
-#[derive(Clone, Copy, Debug)]
+/// What stands in, between and after the linear layers. The default is biases and no norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MlpConfig {
-    /// The linear layers.
-    pub linear: LinearConfig,
+    /// Whether the linear layers but the last have a bias.
+    pub hidden_bias: bool,
+    /// Whether the last linear layer has a bias.
+    pub last_bias: bool,
     /// Batch norm after every layer but the last.
     pub hidden_norm: bool,
     /// Batch norm after the last layer, with these learned parameters.
     pub last_norm: Option<Affine>,
+}
+
+impl Default for MlpConfig {
+    fn default() -> Self {
+        Self { hidden_bias: true, last_bias: true, hidden_norm: false, last_norm: None }
+    }
 }
 
 /// `linear (norm) relu … linear (norm)`.
@@ -40,7 +48,9 @@ impl Mlp {
         let mut next = || scope.pp(place.next().unwrap_or_default());
         let last = dims.len() - 2;
         let layers = dims.windows(2).enumerate().map(|(i, width)| {
-            let linear = Linear::new(width[0], width[1], config.linear, &next())?;
+            let bias = if i == last { config.last_bias } else { config.hidden_bias };
+            let linear = LinearConfig { bias, ..Default::default() };
+            let linear = Linear::new(width[0], width[1], linear, &next())?;
             let norm = match (i == last, config.hidden_norm) {
                 (true, _) => config.last_norm,
                 (false, hidden) => hidden.then_some(Affine::ScaleAndShift),
@@ -86,13 +96,14 @@ mod tests {
     fn names_follow_the_sequential_numbering() {
         let params = Params::new(0, DType::F32, &Device::Cpu);
         let config = MlpConfig {
-            linear: LinearConfig { bias: false, ..Default::default() },
+            hidden_bias: true,
+            last_bias: false,
             hidden_norm: true,
             last_norm: Some(Affine::Scale),
         };
         let mlp = Mlp::new(&[4, 6, 3], config, &params.root()).unwrap();
         let trainable: Vec<_> = params.trainable().into_iter().map(|(n, _)| n).collect();
-        assert_eq!(trainable, ["0.weight", "1.weight", "1.bias", "3.weight", "4.weight"]);
+        assert_eq!(trainable, ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "4.weight"]);
         let x = Tensor::ones((2, 4), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(mlp.forward_t(&x, true).unwrap().dims(), [2, 3]);
         assert!(Mlp::new(&[4], config, &params.root().pp("other")).is_err());

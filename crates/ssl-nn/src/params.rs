@@ -66,7 +66,7 @@ impl Params {
 
     /// The scope without a prefix, from which layers take their parameters.
     pub fn root(&self) -> Scope {
-        Scope { params: self.clone(), prefix: String::new() }
+        Scope { params: self.clone(), prefix: String::new(), frozen: false }
     }
 
     /// The device of all tensors.
@@ -167,19 +167,30 @@ impl Params {
 pub struct Scope {
     params: Params,
     prefix: String,
+    frozen: bool,
 }
 
 impl Scope {
     /// The scope `name` below this one ("push prefix").
     pub fn pp(&self, name: impl ToString) -> Self {
-        Self { params: self.params.clone(), prefix: self.path(&name.to_string()) }
+        Self { prefix: self.path(&name.to_string()), ..self.clone() }
     }
 
-    /// Creates a tensor for the optimiser.
+    /// The same place for a network that no optimiser may change, such as a teacher: what its layers would learn become
+    /// buffers, and no gradient flows to them.
+    pub fn frozen(&self) -> Self {
+        Self { frozen: true, ..self.clone() }
+    }
+
+    /// Creates a tensor for the optimiser; in a [`Scope::frozen`] place, a buffer.
     ///
     /// # Errors
     /// If the name is taken.
     pub fn trainable(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
+        if self.frozen {
+            // Shares the memory of the buffer, so that the layer sees what is written to it.
+            return Ok(self.create(name, Role::Buffer, &shape.into(), init)?.as_detached_tensor());
+        }
         Ok(self.create(name, Role::Trainable, &shape.into(), init)?.as_tensor().clone())
     }
 
@@ -189,6 +200,14 @@ impl Scope {
     /// If the name is taken.
     pub fn buffer(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Var> {
         self.create(name, Role::Buffer, &shape.into(), init)
+    }
+
+    /// Creates a tensor with the values of `value`, in its type, that only the model itself changes: labels, counts.
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn buffer_from(&self, name: &str, value: &Tensor) -> Result<Var> {
+        self.params.insert(self.path(name), Role::Buffer, value.to_device(&self.params.device)?)
     }
 
     /// Creates an integer scalar (`I64`, shape `[]`) that starts at 0, as PyTorch's `num_batches_tracked`.
@@ -334,6 +353,20 @@ mod tests {
         let params = store();
         let error = params.root().pp("layer").counter("weight").unwrap_err().to_string();
         assert!(error.contains("`layer.weight` is created twice"), "{error}");
+    }
+
+    #[test]
+    fn a_frozen_place_has_buffers_that_take_no_gradient_and_show_what_is_written_to_them() {
+        let params = Params::new(1, DType::F32, &Device::Cpu);
+        let w =
+            params.root().pp("teacher").frozen().pp("fc").trainable("weight", 2, Init::Const(1.0)).unwrap();
+        let student = params.root().trainable("w", 2, Init::Const(3.0)).unwrap();
+        assert_eq!(params.trainable().len(), 1);
+        let var = params.get("teacher.fc.weight").unwrap();
+        let grads = (&w * &student).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&var).is_none() && grads.get(&student).is_some());
+        var.set(&Tensor::new(&[5f32, 6.0], &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(w.to_vec1::<f32>().unwrap(), [5.0, 6.0]);
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub enum Purpose {
     Dropout = 5,
     /// Samples that a residual branch leaves out.
     DropPath = 6,
+    /// Which samples share the statistics of a split batch norm.
+    ShuffleBatchNorm = 7,
+    /// Views of a pass over all images between two steps.
+    Pass = 8,
 }
 
 /// The generator at the coordinates `(seed, purpose, epoch, sample, view)`.

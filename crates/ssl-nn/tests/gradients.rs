@@ -7,10 +7,9 @@ mod differences;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
-    Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, LinearConfig, Mlp, MlpConfig, Params,
-    Purpose, Residual, Rng, Shortcut, add_relu, avg_pool2d, conv2d, global_avg_pool,
-    global_avg_pool_channels_last, max_pool2d, max_pool2d_channels_last, relu, residual_block,
-    residual_blocks, rng,
+    Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Mlp, MlpConfig, Params, Purpose,
+    Residual, Rng, Shortcut, add_relu, avg_pool2d, conv2d, global_avg_pool, global_avg_pool_channels_last,
+    max_pool2d, max_pool2d_channels_last, relu, residual_block, residual_blocks, rng,
 };
 
 use differences::{
@@ -222,7 +221,8 @@ fn mlp() {
     for (layout, mut rng) in layouts().zip(cases(5, 40)) {
         let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
         let config = MlpConfig {
-            linear: LinearConfig { bias: below(&mut rng, 2) == 0, ..Default::default() },
+            hidden_bias: below(&mut rng, 2) == 0,
+            last_bias: below(&mut rng, 2) == 0,
             hidden_norm: below(&mut rng, 2) == 0,
             last_norm: [None, Some(Affine::Scale)][below(&mut rng, 2)],
         };

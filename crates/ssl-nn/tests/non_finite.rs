@@ -75,7 +75,7 @@ fn padded() -> Conv2dConfig {
 }
 
 fn mlp_config() -> MlpConfig {
-    MlpConfig { linear: LinearConfig::default(), hidden_norm: true, last_norm: Some(Affine::Scale) }
+    MlpConfig { hidden_norm: true, last_norm: Some(Affine::Scale), ..Default::default() }
 }
 
 /// A new store for each call: a batch norm remembers what it has seen.

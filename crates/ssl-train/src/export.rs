@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use ssl_backbones::{BackboneConfig, EncoderInfo, save_encoder};
-use ssl_nn::Params;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -17,20 +16,15 @@ use crate::recipe::Recipe;
 /// If the file system refuses.
 pub fn export_checkpoint(path: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let recipe = &checkpoint.recipe;
-    let method = recipe.method.build(&recipe.backbone, &Params::new(0, DType::F32, &Device::Cpu))?;
-    export(path, recipe, checkpoint.params.clone(), method.encoder_prefix())
+    export(path, recipe, checkpoint.params.clone())
 }
 
-/// Writes the tensors of a run that stand under `prefix` as an encoder.
+/// Writes those of a run's tensors that are the encoder's.
 ///
 /// # Errors
 /// If the recipe cannot be hashed or the file cannot be written.
-pub(crate) fn export(
-    path: &Path,
-    recipe: &Recipe,
-    tensors: BTreeMap<String, Tensor>,
-    prefix: &str,
-) -> Result<()> {
+pub(crate) fn export(path: &Path, recipe: &Recipe, tensors: BTreeMap<String, Tensor>) -> Result<()> {
+    let prefix = recipe.method.encoder_prefix();
     let own = tensors.into_iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t)));
     let info = EncoderInfo {
         backbone: BackboneConfig { recompute: None, ..recipe.backbone.clone() },

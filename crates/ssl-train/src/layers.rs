@@ -49,8 +49,13 @@ fn parse(text: &str) -> Value {
 /// # Errors
 /// If `layer` has a key that `reference` lacks, or a value of another type.
 pub(crate) fn merge(reference: &mut Table, layer: Table) -> Result<()> {
-    let known = key_paths(reference, "");
-    merge_below(reference, layer, "", &known)
+    merge_at("", reference, layer)
+}
+
+/// [`merge`] for tables that stand at `path` in the recipe.
+pub(crate) fn merge_at(path: &str, reference: &mut Table, layer: Table) -> Result<()> {
+    let known = key_paths(reference, path);
+    merge_below(reference, layer, path, &known)
 }
 
 fn merge_below(reference: &mut Table, layer: Table, path: &str, known: &[String]) -> Result<()> {

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod chunks;
+mod collapse;
 mod error;
 mod evaluate;
 mod export;
@@ -23,6 +24,7 @@ mod trainer;
 mod update;
 
 pub use checkpoint::Checkpoint;
+pub use collapse::Spread;
 pub use error::{Error, Result};
 pub use evaluate::{Baselines, Evaluation, Protocol, Scores, evaluate};
 pub use export::export_checkpoint;
@@ -34,5 +36,5 @@ pub use optimizer::{AdamConfig, LarsConfig, Optimizer, OptimizerConfig, ParamGro
 pub use recipe::{AugmentConfig, CheckpointConfig, DataConfig, EvalConfig, Recipe, TrainConfig};
 pub use run_folder::RunFolder;
 pub use sampler::Sampler;
-pub use schedule::{Schedule, ScheduleConfig};
+pub use schedule::ScheduleConfig;
 pub use session::{Outcome, Session, peak_rss_bytes};

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use ssl_augment::{MultiView, Normalize};
 use ssl_data::{Dataset, Tolerant};
 use ssl_methods::Batch;
-use ssl_nn::{Purpose, rng};
+use ssl_nn::{Purpose, Rng, rng};
 
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -43,14 +43,45 @@ impl Loader {
     ) -> Result<Self> {
         let sampler =
             Sampler { seed: recipe.seed, images: images.len(), batch_size: recipe.train.batch_size };
+        let order = Mutex::new((usize::MAX, Arc::default()));
+        let plan = Plan::Steps { sampler, parts: recipe.train.accumulate, order };
+        Self::start(recipe, images, plan, range, threads, device)
+    }
+
+    /// Starts `threads` workers on one pass over all images in their order, between the steps `step − 1` and `step`.
+    ///
+    /// Its batches are nearly equal and at most as large as a micro-batch. Its views are those of training, with random
+    /// numbers of their own.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub(crate) fn pass(
+        recipe: &Recipe,
+        images: Arc<Tolerant>,
+        step: usize,
+        threads: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let batches = images.len().div_ceil(recipe.train.batch_size / recipe.train.accumulate);
+        let plan = Plan::Pass { step, batches };
+        Self::start(recipe, images, plan, 0..batches, threads, device)
+    }
+
+    fn start(
+        recipe: &Recipe,
+        images: Arc<Tolerant>,
+        plan: Plan,
+        range: Range<usize>,
+        threads: usize,
+        device: &Device,
+    ) -> Result<Self> {
         let maker = Arc::new(Maker {
             images,
             views: recipe.augment.multi_view()?,
             normalize: recipe.augment.normalize()?,
             float: recipe.augment.is_float()?,
-            sampler,
-            parts: recipe.train.accumulate,
-            order: Mutex::new((usize::MAX, Arc::default())),
+            seed: recipe.seed,
+            plan,
         });
         let queue =
             Queue { next_job: range.start, next_out: range.start, end: range.end, ..Default::default() };
@@ -180,44 +211,74 @@ impl HostBatch {
     }
 }
 
-/// Makes any micro-batch of the run from its number.
+/// Which images a batch holds.
+#[derive(Debug)]
+enum Plan {
+    /// The micro-batches of a run.
+    Steps {
+        sampler: Sampler,
+        parts: usize,
+        /// The order of the epoch last asked for.
+        order: Mutex<(usize, Arc<Vec<usize>>)>,
+    },
+    /// All images once, in their order.
+    Pass { step: usize, batches: usize },
+}
+
+impl Plan {
+    /// The images of batch `number`, and the purpose and time of their random numbers.
+    fn batch(&self, number: usize, images: usize) -> (Vec<usize>, Purpose, u64) {
+        match self {
+            Self::Steps { sampler, parts, order } => {
+                let (step, part) = (number / parts, number % parts);
+                let (epoch, place) = (step / sampler.steps_per_epoch(), step % sampler.steps_per_epoch());
+                let n = sampler.batch_size / parts;
+                let start = place * sampler.batch_size + part * n;
+                let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
+                if order.0 != epoch {
+                    *order = (epoch, Arc::new(sampler.order(epoch)));
+                }
+                (order.1[start..start + n].to_vec(), Purpose::Augment, epoch as u64)
+            }
+            Self::Pass { step, batches } => {
+                let bound = |number: usize| number * images / batches;
+                ((bound(number)..bound(number + 1)).collect(), Purpose::Pass, *step as u64)
+            }
+        }
+    }
+}
+
+/// Makes any batch of its plan from its number.
 #[derive(Debug)]
 struct Maker {
     images: Arc<Tolerant>,
     views: MultiView,
     normalize: Normalize,
     float: bool,
-    sampler: Sampler,
-    parts: usize,
-    /// The order of the epoch last asked for.
-    order: Mutex<(usize, Arc<Vec<usize>>)>,
+    seed: u64,
+    plan: Plan,
 }
 
 impl Maker {
     fn make(&self, number: usize) -> Result<HostBatch> {
-        let (step, part) = (number / self.parts, number % self.parts);
-        let (epoch, place) = (step / self.sampler.steps_per_epoch(), step % self.sampler.steps_per_epoch());
-        let n = self.sampler.batch_size / self.parts;
-        let start = place * self.sampler.batch_size + part * n;
-        let index = self.order(epoch)[start..start + n].to_vec();
-        let sizes = self.views.sizes();
+        let (index, purpose, time) = self.plan.batch(number, self.images.len());
+        let (n, sizes) = (index.len(), self.views.sizes());
         let mut views: Vec<_> = sizes.iter().map(|size| (vec![0f32; n * 3 * size * size], *size)).collect();
         for (row, image) in index.iter().enumerate() {
-            self.write_views(epoch, *image, row, &mut views)?;
+            let rng = |view: usize| rng(self.seed, purpose, time, *image as u64, view as u32);
+            self.write_views(*image, rng, row, &mut views)?;
         }
         Ok(HostBatch { views, index })
     }
 
     fn write_views(
         &self,
-        epoch: usize,
         index: usize,
+        rng: impl Fn(usize) -> Rng,
         row: usize,
         out: &mut [(Vec<f32>, usize)],
     ) -> Result<()> {
         let image = self.images.get(index)?.image;
-        let rng =
-            |view: usize| rng(self.sampler.seed, Purpose::Augment, epoch as u64, index as u64, view as u32);
         if self.float {
             self.write_row(&self.views.views(&image.to_float(), rng), row, out)
         } else {
@@ -236,14 +297,6 @@ impl Maker {
             self.normalize.write_chw(view, &mut pixels[row * len..(row + 1) * len])?;
         }
         Ok(())
-    }
-
-    fn order(&self, epoch: usize) -> Arc<Vec<usize>> {
-        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        if order.0 != epoch {
-            *order = (epoch, Arc::new(self.sampler.order(epoch)));
-        }
-        order.1.clone()
     }
 }
 
@@ -288,6 +341,33 @@ mod tests {
             }
         }
         (index, pixels)
+    }
+
+    #[test]
+    fn a_pass_shows_every_image_once_in_batches_of_nearly_one_size() {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..11 {
+            std::fs::write(folder.path().join(format!("{i:02}.bmp")), bmp(20, i)).unwrap();
+        }
+        let settings = [("augment.size", "16"), ("train.batch_size", "4")];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let recipe = Recipe::load("simclr-cifar10", &settings).unwrap();
+        let images = open_images(&recipe.data, folder.path()).unwrap().train;
+        let pass = |step| {
+            let mut loader = Loader::pass(&recipe, images.clone(), step, 2, &Device::Cpu).unwrap();
+            std::iter::from_fn(move || loader.next_batch())
+                .map(std::result::Result::unwrap)
+                .collect::<Vec<_>>()
+        };
+        let batches = pass(3);
+        assert_eq!(batches.iter().map(|batch| batch.index.len()).collect::<Vec<_>>(), [3, 4, 4]);
+        assert_eq!(
+            batches.iter().flat_map(|batch| batch.index.clone()).collect::<Vec<_>>(),
+            (0..11).collect::<Vec<_>>()
+        );
+        let pixels = |batch: &Batch| batch.views[0].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(pixels(&batches[0]), pixels(&pass(3)[0]));
+        assert_ne!(pixels(&batches[0]), pixels(&pass(4)[0]));
     }
 
     #[test]

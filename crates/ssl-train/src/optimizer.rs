@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
+use ssl_methods::ParameterRule;
 
 use crate::gradients::Gradients;
 use crate::update::{adam, lars, sgd};
@@ -78,8 +79,12 @@ pub struct LarsConfig {
     pub eps: f64,
     /// Keep the learning rate inside the velocity, as SimCLR's code does.
     pub lr_in_momentum: bool,
+    /// Take at most the plain step of the scheduled rate, as apex's LARC with `clip`: the ratio is `min(ratio / lr, 1)`.
+    pub clip: bool,
     /// Exempt biases and norms (tensors of rank 1) from weight decay and from the ratio.
     pub exclude_bias_and_norm: bool,
+    /// Factor on the learning rate of exempt parameters; Barlow Twins has 0.024.
+    pub bias_and_norm_lr_factor: f64,
 }
 
 impl OptimizerConfig {
@@ -115,7 +120,9 @@ impl OptimizerConfig {
                 separate_norms: false,
                 eps: 1e-8,
                 lr_in_momentum: false,
+                clip: false,
                 exclude_bias_and_norm: true,
+                bias_and_norm_lr_factor: 1.0,
             })),
             _ => None,
         }
@@ -131,23 +138,34 @@ impl OptimizerConfig {
     }
 
     /// The groups of a model with parameters of these names and shapes: `decay`, and `no_decay` for biases and norms
-    /// where the rule exempts them.
-    pub fn groups(&self, params: &[(String, Var)]) -> Vec<ParamGroup> {
-        let (weight_decay, exclude) = match self {
-            Self::Sgd(c) => (c.weight_decay, c.exclude_bias_and_norm),
-            Self::AdamW(c) | Self::Adam(c) => (c.weight_decay, c.exclude_bias_and_norm),
-            Self::Lars(c) => (c.weight_decay, c.exclude_bias_and_norm),
+    /// where the update rule exempts them, each once more for the parameters whose rate `rule` keeps constant.
+    pub fn groups(&self, params: &[(String, Var)], rule: impl Fn(&str) -> ParameterRule) -> Vec<ParamGroup> {
+        let (weight_decay, exclude, lr_factor) = match self {
+            Self::Sgd(c) => (c.weight_decay, c.exclude_bias_and_norm, 1.0),
+            Self::AdamW(c) | Self::Adam(c) => (c.weight_decay, c.exclude_bias_and_norm, 1.0),
+            Self::Lars(c) => (c.weight_decay, c.exclude_bias_and_norm, c.bias_and_norm_lr_factor),
         };
-        let (no_decay, decay): (Vec<_>, Vec<_>) =
-            params.iter().partition(|(_, var)| exclude && var.rank() <= 1);
-        let group = |name: &str, members: Vec<&(String, Var)>, weight_decay, adapt| ParamGroup {
+        let group = |name: &str, exempt: bool, constant_lr: bool| ParamGroup {
             name: name.to_owned(),
-            members: members.into_iter().map(|(name, _)| name.clone()).collect(),
-            lr_factor: 1.0,
-            weight_decay,
-            adapt,
+            members: params
+                .iter()
+                .filter(|(name, var)| {
+                    (exclude && var.rank() <= 1) == exempt && rule(name).constant_lr == constant_lr
+                })
+                .map(|(name, _)| name.clone())
+                .collect(),
+            lr_factor: if exempt { lr_factor } else { 1.0 },
+            constant_lr,
+            weight_decay: if exempt { 0.0 } else { weight_decay },
+            adapt: !exempt,
         };
-        vec![group("decay", decay, weight_decay, true), group("no_decay", no_decay, 0.0, false)]
+        let groups = [
+            group("decay", false, false),
+            group("no_decay", true, false),
+            group("decay, constant rate", false, true),
+            group("no_decay, constant rate", true, true),
+        ];
+        groups.into_iter().filter(|group| !group.members.is_empty()).collect()
     }
 
     pub(crate) fn validate(&self) -> std::result::Result<(), String> {
@@ -163,6 +181,10 @@ impl OptimizerConfig {
         };
         check("lr", lr, 0.0..=1e4)?;
         check("weight_decay", weight_decay, 0.0..=1e4)?;
+        if let Self::Lars(c) = self {
+            check("trust_coefficient", c.trust_coefficient, 0.0..=1e4)?;
+            check("bias_and_norm_lr_factor", c.bias_and_norm_lr_factor, 0.0..=1e4)?;
+        }
         match self {
             Self::AdamW(c) | Self::Adam(c) => {
                 check("beta1", c.beta1, 0.0..=0.999999)?;
@@ -190,6 +212,8 @@ pub struct ParamGroup {
     pub members: Vec<String>,
     /// Factor on the scheduled learning rate.
     pub lr_factor: f64,
+    /// Whether the learning rate is the peak at every step instead of the scheduled one.
+    pub constant_lr: bool,
     /// Weight decay of this group.
     pub weight_decay: f64,
     /// Whether LARS scales the steps of this group.
@@ -215,7 +239,7 @@ impl Optimizer {
     /// # Errors
     /// If a parameter is not `f32`.
     pub fn new(config: &OptimizerConfig, params: &[(String, Var)]) -> Result<Self> {
-        Self::with_groups(config, params, config.groups(params))
+        Self::with_groups(config, params, config.groups(params, |_| ParameterRule::default()))
     }
 
     /// An optimiser with groups of the caller's making.
@@ -263,7 +287,8 @@ impl Optimizer {
                 else {
                     continue;
                 };
-                let (config, step, lr) = (&self.config, self.step, lr * group.lr_factor);
+                let scheduled = if group.constant_lr { self.config.lr() } else { lr };
+                let (config, step, lr) = (&self.config, self.step, scheduled * group.lr_factor);
                 in_place(var, grad, |w, g| match config {
                     OptimizerConfig::Sgd(c) => sgd(c, group, lr, w, g, slots),
                     OptimizerConfig::AdamW(c) => adam(c, group, true, lr, step, w, g, slots),

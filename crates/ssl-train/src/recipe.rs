@@ -15,10 +15,11 @@ use crate::optimizer::OptimizerConfig;
 use crate::schedule::ScheduleConfig;
 
 /// The recipes that come with the library, by name; the first is the default.
-const EMBEDDED: [(&str, &str); 3] = [
+const EMBEDDED: &[(&str, &str)] = &[
     ("simclr-fashion-mnist", include_str!("../recipes/simclr-fashion-mnist.toml")),
     ("simclr-cifar10", include_str!("../recipes/simclr-cifar10.toml")),
     ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
+    ("byol-fashion-mnist", include_str!("../recipes/byol-fashion-mnist.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
@@ -95,6 +96,10 @@ pub struct AugmentConfig {
     pub mean: [f64; 3],
     /// Standard deviation of each channel, divided by last.
     pub std: [f64; 3],
+    /// Groups of equal views that replace the preset's, such as the large and the small crops of multi-crop: tables with
+    /// keys of [`ViewConfig`], first of all `copies`, `size` and `crop_scale`. What group `i` leaves out is the preset's
+    /// in its group `i`, or in its last one. Empty for the preset's groups.
+    pub views: Vec<Table>,
     /// Keys of [`ViewConfig`] that replace the preset's in every view, such as `crop_scale`.
     #[serde(flatten)]
     pub overrides: Table,
@@ -170,6 +175,7 @@ impl Recipe {
     pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self> {
         let mut layer: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         layers::apply(&mut layer, overrides)?;
+        let groups = take_groups(&mut layer)?;
         let mut table = to_table(&Self::reference(&layer)?)?;
         // Of the view's keys only those that a layer has belong to the recipe; the others come from the preset.
         let mut every_key = table.clone();
@@ -181,6 +187,7 @@ impl Recipe {
         layers::merge(&mut table, layer)?;
         if let Some(Value::Table(augment)) = table.get_mut("augment") {
             augment.extend(overrides);
+            augment.insert("views".to_owned(), groups);
         }
         let recipe: Recipe = from_table(table, "")?;
         recipe.validate()?;
@@ -237,6 +244,8 @@ impl Recipe {
             Error::Recipe(format!("{section}.name = \"{name}\" is unknown; available: {}", names.join(", ")))
         };
         let (method, optimizer) = (chosen("method", "simclr")?, chosen("optimizer", "lars")?);
+        let method =
+            MethodConfig::named(&method).ok_or_else(|| unknown("method", &method, MethodConfig::NAMES))?;
         let (schedule, backbone) = (chosen("schedule", "cosine")?, chosen("backbone", "resnet50")?);
         let mut backbone = BackboneConfig::named(&backbone)
             .map_err(|_| unknown("backbone", &backbone, &BackboneConfig::NAMES))?;
@@ -250,17 +259,17 @@ impl Recipe {
             seed: 0,
             data: DataConfig::default(),
             augment: AugmentConfig {
-                preset: method.clone(),
+                preset: method.augmentation().to_owned(),
                 size: 224,
                 strength: 1.0,
                 arithmetic: "u8".to_owned(),
                 mean: [0.0; 3],
                 std: [1.0; 3],
+                views: Vec::new(),
                 overrides: Table::new(),
             },
             backbone,
-            method: MethodConfig::named(&method)
-                .ok_or_else(|| unknown("method", &method, &MethodConfig::NAMES))?,
+            method,
             optimizer: OptimizerConfig::named(&optimizer)
                 .ok_or_else(|| unknown("optimizer", &optimizer, &OptimizerConfig::NAMES))?,
             schedule: ScheduleConfig::named(&schedule)
@@ -403,12 +412,20 @@ impl AugmentConfig {
             let names = presets::names().join(", ");
             Error::Recipe(format!("augment.preset = \"{}\" is unknown; available: {names}", self.preset))
         })?;
-        let with_overrides = |view: ViewConfig| {
-            let mut table = to_table(&view)?;
+        let with_overrides = |view: &ViewConfig, group: Option<(usize, &Table)>| {
+            let mut table = to_table(view)?;
             layers::merge(&mut table, self.overrides.clone())?;
+            if let Some((i, group)) = group {
+                layers::merge_at(&format!("augment.views[{i}]"), &mut table, group.clone())?;
+            }
             from_table(table, "augment.")
         };
-        views.into_iter().map(with_overrides).collect()
+        if self.views.is_empty() {
+            return views.iter().map(|view| with_overrides(view, None)).collect();
+        }
+        let groups = self.views.iter().enumerate();
+        let groups = groups.filter_map(|(i, group)| Some((views.get(i).or(views.last())?, (i, group))));
+        groups.map(|(view, group)| with_overrides(view, Some(group))).collect()
     }
 }
 
@@ -425,6 +442,18 @@ fn view_keys() -> Result<Table> {
 fn take_view_keys(layer: &mut Table) -> Result<Table> {
     let Some(Value::Table(augment)) = layer.get_mut("augment") else { return Ok(Table::new()) };
     Ok(view_keys()?.keys().filter_map(|key| augment.remove_entry(key)).collect())
+}
+
+/// Removes the list `augment.views` from `layer` and returns it; an empty one if there is none.
+fn take_groups(layer: &mut Table) -> Result<Value> {
+    let augment = layer.get_mut("augment").and_then(Value::as_table_mut);
+    match augment.and_then(|augment| augment.remove("views")) {
+        None => Ok(Value::Array(Vec::new())),
+        Some(Value::Array(groups)) if groups.iter().all(Value::is_table) => Ok(Value::Array(groups)),
+        Some(other) => Err(Error::Recipe(format!(
+            "augment.views = {other} is not a list of tables such as [{{ copies = 2, size = 32 }}]"
+        ))),
+    }
 }
 
 /// What is wrong with `text`, in one line.
@@ -585,6 +614,36 @@ mod tests {
         for view in recipe.augment.views().unwrap() {
             assert_eq!((view.crop_scale, view.jitter.p), ([0.5, 1.0], 0.25));
             assert!(view.jitter.hue > 0.0, "the other keys of jitter stay the preset's");
+        }
+    }
+
+    #[test]
+    fn groups_of_views_take_the_place_of_the_presets() {
+        let swav = |groups: &str| {
+            let recipe =
+                parse(&[("augment.preset", "swav"), ("augment.flip_p", "0"), ("augment.views", groups)])?;
+            assert_eq!(Recipe::parse(&recipe.to_toml()?, &[])?, recipe);
+            Ok::<_, Error>(recipe.augment)
+        };
+        let own = swav("[{copies = 3}, {size = 14, crop_scale = [0.1, 0.2], jitter = {p = 1}}, {size = 7}]")
+            .unwrap();
+        assert_eq!(own.multi_view().unwrap().sizes(), [vec![28; 3], vec![14; 6], vec![7; 6]].concat());
+        let views = own.views().unwrap();
+        assert_eq!((views[0].crop_scale, views[1].crop_scale), ([0.3, 1.0], [0.1, 0.2]));
+        assert_eq!((views[1].jitter.p, views[1].flip_p), (1.0, 0.0));
+        assert_eq!(swav("[]").unwrap().multi_view().unwrap().len(), 8);
+        for (groups, part) in [
+            ("3", "augment.views = 3 is not a list of tables"),
+            ("[1]", "is not a list of tables"),
+            (
+                "[{copys = 2}]",
+                "unknown key `augment.views[0].copys`; did you mean `augment.views[0].copies`?",
+            ),
+            ("[{}, {size = \"big\"}]", "augment.views[1].size = \"big\" is text"),
+            ("[{copies = 0}]", "copies is 0"),
+        ] {
+            let error = swav(groups).unwrap_err().to_string();
+            assert!(error.contains(part), "{groups}: {error}");
         }
     }
 

@@ -9,9 +9,10 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use ssl_data::Dataset;
 use ssl_methods::StepContext;
-use ssl_nn::Params;
+use ssl_nn::{Params, Schedule};
 
 use crate::checkpoint::Checkpoint;
+use crate::collapse::CollapseWatch;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Protocol, evaluate};
 use crate::export::export;
@@ -22,7 +23,6 @@ use crate::optimizer::Optimizer;
 use crate::recipe::Recipe;
 use crate::run_folder::{MetricsLog, RunFolder};
 use crate::sampler::Sampler;
-use crate::schedule::Schedule;
 use crate::trainer::{Measured, Trainer};
 
 /// How a call of [`Session::train`] ended.
@@ -80,7 +80,7 @@ impl Session {
     /// If the data cannot be used with the recipe, or `out` holds a run already. Nothing is written before all is checked.
     pub fn start(recipe: Recipe, data: &Path, out: &Path, device: &Device, threads: usize) -> Result<Self> {
         let images = usable_images(&recipe, data)?;
-        let trainer = trainer(&recipe, device)?;
+        let trainer = trainer(&recipe, images.train.len(), device)?;
         let folder = RunFolder::create(out, &recipe)?;
         Self::assemble(recipe, folder, images, trainer, 0, device, threads)
     }
@@ -119,7 +119,7 @@ impl Session {
             checkpoint.check_data(path, &images.fingerprint)?;
         }
         let bytes = latest.as_ref().map_or(0, |(_, checkpoint)| checkpoint.metrics_bytes);
-        let trainer = trainer(&wanted, device)?;
+        let trainer = trainer(&wanted, images.train.len(), device)?;
         let mut session = Self::assemble(recipe, folder, images, trainer, bytes, device, threads)?;
         if let Some((path, checkpoint)) = latest {
             let refuse =
@@ -210,9 +210,13 @@ impl Session {
         let mut loader =
             Loader::new(&self.recipe, self.images.train.clone(), range, self.threads, &self.device)?;
         observers.iter_mut().for_each(|observer| observer.on_start(self.step, last));
+        let mut watch = CollapseWatch::default();
         while self.step < last {
             let started = Instant::now();
-            let context = StepContext { step: self.step, total_steps: self.total_steps() };
+            let context = self.context();
+            if self.trainer.method.wants_pass(&context) {
+                self.pass(&context)?;
+            }
             let rate = lr.at(self.step);
             let measured = self.trainer.step(&mut loader, &context, rate)?;
             let epoch = self.step / steps_per_epoch;
@@ -234,6 +238,9 @@ impl Session {
                 seconds,
                 wait_seconds: measured.wait_seconds,
             };
+            if let Some(notice) = watch.look(self.step, &measured.terms) {
+                observers.iter_mut().for_each(|observer| observer.on_notice(&notice));
+            }
             let mut asked = stop.load(Ordering::Relaxed);
             for observer in observers.iter_mut() {
                 asked |= observer.on_step(&report) == Control::Stop;
@@ -255,6 +262,37 @@ impl Session {
         Ok(Outcome::Finished)
     }
 
+    /// Shows the method all images.
+    fn pass(&mut self, context: &StepContext) -> Result<()> {
+        let images = self.images.train.clone();
+        let mut loader = Loader::pass(&self.recipe, images, context.step, self.threads, &self.device)?;
+        // An error of the loader keeps its kind; to the method it is only the end of the pass.
+        let mut failed = None;
+        let mut batches = std::iter::from_fn(|| match loader.next_batch()? {
+            Ok(batch) => Some(Ok(batch)),
+            Err(error) => {
+                let told = candle_core::Error::Msg(error.to_string());
+                failed = Some(error);
+                Some(Err(told))
+            }
+        });
+        let shown = self.trainer.method.pass(context, &mut batches);
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(shown?),
+        }
+    }
+
+    fn context(&self) -> StepContext {
+        StepContext {
+            step: self.step,
+            total_steps: self.total_steps(),
+            steps_per_epoch: self.sampler().steps_per_epoch(),
+            part: 0,
+            seed: self.recipe.seed,
+        }
+    }
+
     /// Writes the encoder under torchvision's names to `encoder.safetensors` in the run's folder.
     ///
     /// # Errors
@@ -270,7 +308,7 @@ impl Session {
     /// # Errors
     /// If the file system refuses.
     pub fn export_to(&self, path: &Path) -> Result<()> {
-        export(path, &self.recipe, tensors(&self.trainer.params), self.trainer.method.encoder_prefix())
+        export(path, &self.recipe, tensors(&self.trainer.params))
     }
 
     /// Judges the encoder and its baselines; `None` if the data has no labels.
@@ -356,18 +394,24 @@ impl Session {
 }
 
 /// Builds the network and its optimiser, and checks that the views are those that the method takes.
-fn trainer(recipe: &Recipe, device: &Device) -> Result<Trainer> {
+fn trainer(recipe: &Recipe, images: usize, device: &Device) -> Result<Trainer> {
     let params = Params::new(recipe.seed, DType::F32, device);
-    let method = recipe.method.build(&recipe.backbone, &params)?;
+    let method = recipe.method.build(&recipe.backbone, &params, images)?;
     let (found, wanted) = (recipe.augment.multi_view()?.len(), method.num_views());
-    if found != wanted {
+    if !wanted.contains(&found) {
+        let wanted = match (wanted.start(), wanted.end()) {
+            (least, most) if least == most => format!("{least}"),
+            (least, most) => format!("{least} to {most}"),
+        };
         return Err(Error::Recipe(format!(
-            "augment.preset = \"{}\" makes {found} views, but method.name = \"{}\" needs {wanted}",
+            "augment.preset = \"{}\" and augment.views make {found} views, but method.name = \"{}\" needs {wanted}",
             recipe.augment.preset,
             recipe.method.name()
         )));
     }
-    let optimizer = Optimizer::new(&recipe.optimizer, &params.trainable())?;
+    let trainable = params.trainable();
+    let groups = recipe.optimizer.groups(&trainable, |name| method.parameter_rule(name));
+    let optimizer = Optimizer::with_groups(&recipe.optimizer, &trainable, groups)?;
     Ok(Trainer { method, params, optimizer, config: recipe.train.clone() })
 }
 

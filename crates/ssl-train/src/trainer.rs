@@ -6,6 +6,7 @@ use candle_core::{DType, Result as CandleResult, Tensor, Var};
 use ssl_methods::{Batch, Method, StepContext, StepOutput};
 use ssl_nn::Params;
 
+use crate::collapse::Spread;
 use crate::error::{Error, Result};
 use crate::gradients::{Gradients, is_finite};
 use crate::loader::Loader;
@@ -23,7 +24,7 @@ pub(crate) struct Trainer {
 /// What a step measured.
 pub(crate) struct Measured {
     pub(crate) loss: f64,
-    /// The method's terms, then `grad_norm` and `embedding_std`.
+    /// The method's terms, then those of [`Spread`] and `grad_norm`.
     pub(crate) terms: Vec<(&'static str, f64)>,
     pub(crate) wait_seconds: f64,
 }
@@ -35,17 +36,19 @@ impl Trainer {
         let share = 1.0 / self.config.accumulate as f64;
         let (mut gradients, mut sums) = (Gradients::default(), Sums::default());
         let mut wait_seconds = 0.0;
-        for _ in 0..self.config.accumulate {
+        let mut memory: Vec<Vec<Tensor>> = vec![];
+        for part in 0..self.config.accumulate {
             let asked = Instant::now();
             let batch = loader
                 .next_batch()
                 .ok_or_else(|| candle_core::Error::Msg("the loader ended early".into()))??;
             wait_seconds += asked.elapsed().as_secs_f64();
-            let output = self.method.loss(&batch, context)?;
+            let output = self.method.loss(&batch, &StepContext { part, ..*context })?;
             if !sums.add(&output, share)? {
                 return Err(self.non_finite(context, bad_input(&batch, &self.params, &output)?));
             }
             gradients.accumulate(&trainable, &mut output.loss.backward()?, share)?;
+            memory.push(output.memory);
         }
         let norm = gradients.norm()?;
         if !norm.is_finite() {
@@ -57,13 +60,25 @@ impl Trainer {
             gradients.clip(norm, self.config.clip_norm)?;
         }
         self.optimizer.step(&gradients, lr)?;
-        self.method.after_step(context)?;
+        self.method.after_step(context, &joined(&memory)?)?;
         sums.terms.push(("grad_norm", norm));
         Ok(Measured { loss: sums.loss, terms: sums.terms, wait_seconds })
     }
 
     fn non_finite(&self, context: &StepContext, tensor: String) -> Error {
         Error::NonFinite { step: context.step + 1, tensor }
+    }
+}
+
+/// What a step's micro-batches leave for [`Method::after_step`], each kind joined row by row.
+fn joined(parts: &[Vec<Tensor>]) -> CandleResult<Vec<Tensor>> {
+    match parts {
+        [only] => Ok(only.clone()),
+        _ => {
+            let kinds = parts.iter().map(Vec::len).min().unwrap_or(0);
+            let kind = |k: usize| parts.iter().map(|part| part[k].clone()).collect::<Vec<_>>();
+            (0..kinds).map(|k| Tensor::cat(&kind(k), 0)).collect()
+        }
     }
 }
 
@@ -81,7 +96,7 @@ impl Sums {
         for (name, term) in &output.terms {
             terms.push((*name, scalar(term)?));
         }
-        terms.push(("embedding_std", embedding_std(&output.embeddings)?));
+        terms.extend(Spread::of(&output.embeddings)?.terms());
         let loss = scalar(&output.loss)?;
         self.loss += share * loss;
         if self.terms.is_empty() {
@@ -94,17 +109,6 @@ impl Sums {
 
 fn scalar(tensor: &Tensor) -> CandleResult<f64> {
     tensor.to_dtype(DType::F64)?.to_scalar()
-}
-
-/// Spread of the normalised projections: the mean over dimensions of the standard deviation over samples, times `√D`.
-/// 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (Chen & He, 2021, section 4.1).
-fn embedding_std(embeddings: &[Tensor]) -> CandleResult<f64> {
-    let Some(z) = embeddings.first() else { return Ok(0.0) };
-    let z = z.to_dtype(DType::F64)?;
-    let norm = (z.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?;
-    let z = z.broadcast_div(&norm)?;
-    let spread = z.broadcast_sub(&z.mean_keepdim(0)?)?.sqr()?.mean(0)?.sqrt()?.mean_all()?;
-    Ok(spread.to_scalar::<f64>()? * (z.dim(1)? as f64).sqrt())
 }
 
 /// The first tensor that is not finite, in the order in which the step computed them.

@@ -66,7 +66,7 @@ pub(crate) fn lars(
     slots: &mut [Vec<f32>],
 ) {
     let decay = group.weight_decay as f32;
-    let trust = if group.adapt { trust_ratio(c, group.weight_decay, w, g) } else { Some(1.0) };
+    let trust = if group.adapt { trust_ratio(c, group.weight_decay, lr, w, g) } else { Some(1.0) };
     // A parameter or gradient of norm 0 takes a plain step; You et al.'s rule then skips the decay as well.
     let (q, decay) = match trust {
         Some(q) => (q as f32, decay),
@@ -89,7 +89,7 @@ fn each(w: &mut [f32], g: &[f32], v: &mut [f32], update: impl Fn(&mut f32, f32, 
 }
 
 /// `η‖w‖ / ‖update‖`, or `None` where a norm is 0.
-fn trust_ratio(c: &LarsConfig, weight_decay: f64, w: &[f32], g: &[f32]) -> Option<f64> {
+fn trust_ratio(c: &LarsConfig, weight_decay: f64, lr: f64, w: &[f32], g: &[f32]) -> Option<f64> {
     let w_norm = sum_of_squares(w, w, |w, _| w).sqrt();
     let update_norm = if c.separate_norms {
         let g_norm = sum_of_squares(g, g, |g, _| g).sqrt();
@@ -97,7 +97,10 @@ fn trust_ratio(c: &LarsConfig, weight_decay: f64, w: &[f32], g: &[f32]) -> Optio
     } else {
         sum_of_squares(w, g, |w, g| g + weight_decay * w).sqrt()
     };
-    (w_norm > 0.0 && update_norm > 0.0).then(|| c.trust_coefficient * w_norm / update_norm)
+    let ratio = c.trust_coefficient * w_norm / update_norm;
+    // At a rate of 0 the clipped step is 0, whatever the ratio.
+    let ratio = if c.clip { (ratio / lr).min(1.0) } else { ratio };
+    (w_norm > 0.0 && update_norm > 0.0).then_some(ratio)
 }
 
 #[cfg(test)]
@@ -106,7 +109,14 @@ mod tests {
     use crate::optimizer::OptimizerConfig;
 
     fn group(adapt: bool, weight_decay: f64) -> ParamGroup {
-        ParamGroup { name: "g".into(), members: vec![], lr_factor: 1.0, weight_decay, adapt }
+        ParamGroup {
+            name: "g".into(),
+            members: vec![],
+            lr_factor: 1.0,
+            constant_lr: false,
+            weight_decay,
+            adapt,
+        }
     }
 
     #[test]

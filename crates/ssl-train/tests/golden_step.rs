@@ -72,7 +72,9 @@ fn three_steps_of_lars_are_those_of_pytorch() {
         separate_norms: false,
         eps: 1e-8,
         lr_in_momentum: false,
+        clip: false,
         exclude_bias_and_norm: true,
+        bias_and_norm_lr_factor: 1.0,
     };
     check_steps("lars", &OptimizerConfig::Lars(config), 1e-3);
 }
@@ -146,7 +148,8 @@ impl Run {
         let mut optimizer = Optimizer::new(optimizer, &trainable).unwrap();
         let (mut losses, mut first) = (Vec::new(), None);
         for step in 0..STEPS {
-            let loss = method.loss(&batch, &StepContext { step, total_steps: STEPS }).unwrap().loss;
+            let context = StepContext { step, total_steps: STEPS, steps_per_epoch: STEPS, part: 0, seed: 0 };
+            let loss = method.loss(&batch, &context).unwrap().loss;
             let mut gradients = Gradients::default();
             gradients.accumulate(&trainable, &mut loss.backward().unwrap(), 1.0).unwrap();
             optimizer.step(&gradients, lr).unwrap();

@@ -88,15 +88,16 @@ impl Step {
     fn timing(&self) -> Result<Timing> {
         let params = Params::new(0, DType::F32, &Device::Cpu);
         let simclr = MethodConfig::named("simclr").context("simclr")?;
-        let method = simclr.build(&(self.backbone)()?, &params)?;
+        let method = simclr.build(&(self.backbone)()?, &params, self.batch)?;
         let trainable = params.trainable();
         let adamw = OptimizerConfig::named("adamw").context("adamw")?;
         let mut optimizer = Optimizer::new(&adamw, &trainable)?;
         let shape = (self.batch, 3, self.size, self.size);
         let views = vec![noise(0, shape)?, noise(1, shape)?];
         let batch = Batch { views, index: (0..self.batch).collect() };
+        let context = StepContext { step: 0, total_steps: 1, steps_per_epoch: 1, part: 0, seed: 0 };
         time(2, 3, || {
-            let output = method.loss(&batch, &StepContext { step: 0, total_steps: 1 })?;
+            let output = method.loss(&batch, &context)?;
             let mut gradients = Gradients::default();
             gradients.accumulate(&trainable, &mut output.loss.backward()?, 1.0)?;
             Ok(optimizer.step(&gradients, 1e-3)?)

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Var;
-use ssl_vision::nn::{Affine, LinearConfig, Mlp, MlpConfig};
+use ssl_vision::nn::{Affine, Mlp, MlpConfig};
 
 use super::case::Case;
 use super::check::Check;
@@ -89,14 +89,15 @@ fn mlp(layers: &[Layer]) -> Option<(Vec<usize>, MlpConfig)> {
             biases.push(bias);
         }
     }
-    let bias = *biases.first()?;
+    let (last_bias, hidden_biases) = biases.split_last()?;
+    let hidden_bias = *hidden_biases.first().unwrap_or(last_bias);
     let last_norm = match layers.last()? {
         Layer::Norm { affine: true } => Some(Affine::ScaleAndShift),
         Layer::Norm { affine: false } => Some(Affine::None),
         _ => None,
     };
     let hidden_norm = dims.len() > 2 && matches!(layers[1], Layer::Norm { .. });
-    let config = MlpConfig { linear: LinearConfig { bias, ..Default::default() }, hidden_norm, last_norm };
+    let config = MlpConfig { hidden_bias, last_bias: *last_bias, hidden_norm, last_norm };
     (layers == expected_layers(&dims, &config)).then_some((dims, config))
 }
 
@@ -105,7 +106,8 @@ fn expected_layers(dims: &[usize], config: &MlpConfig) -> Vec<Layer> {
     let mut layers = Vec::new();
     let last = dims.len() - 2;
     for (i, width) in dims.windows(2).enumerate() {
-        layers.push(Layer::Linear { inputs: width[0], outputs: width[1], bias: config.linear.bias });
+        let bias = if i == last { config.last_bias } else { config.hidden_bias };
+        layers.push(Layer::Linear { inputs: width[0], outputs: width[1], bias });
         if i < last {
             layers.extend(config.hidden_norm.then_some(Layer::Norm { affine: true }));
             layers.push(Layer::Relu);
@@ -146,7 +148,7 @@ mod tests {
         assert!(!fits(&[first, &norm("1e-05", "False"), "ReLU()", last]));
         assert!(!fits(&[first, &norm("0.001", "True"), "ReLU()", last]));
         assert!(!fits(&[first, &plain, "GELU(approximate='none')", last]));
-        assert!(!fits(&[first, &plain, "ReLU()", &last.replace("False", "True")]));
+        assert!(fits(&[first, &plain, "ReLU()", &last.replace("False", "True")]));
         assert!(!fits(&[first, last]));
     }
 }

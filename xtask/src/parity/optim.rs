@@ -108,7 +108,9 @@ fn config(entry: &Entry) -> Result<Option<OptimizerConfig>> {
             separate_norms,
             eps,
             lr_in_momentum: false,
+            clip: false,
             exclude_bias_and_norm: true,
+            bias_and_norm_lr_factor: 1.0,
         })
     };
     Ok(Some(match rule {
@@ -143,6 +145,7 @@ fn group(entry: &Entry, config: &OptimizerConfig, name: &str, var: &Var) -> Resu
         name: name.to_owned(),
         members: vec![name.to_owned()],
         lr_factor: per_parameter(entry, "lr_by", name)?.map_or(1.0, |own| own / lr),
+        constant_lr: false,
         weight_decay,
         adapt,
     })

@@ -1,7 +1,7 @@
 //! Schedules against lightly, timm, PyTorch and DINO's code, each written with our own.
 
 use anyhow::{Context, Result, bail};
-use ssl_vision::train::Schedule;
+use ssl_vision::nn::Schedule;
 
 use super::case::{Case, Options};
 use super::check::Check;

@@ -1,0 +1,101 @@
+//! Watches the embeddings of a run for collapse: all images on one point, or on a line.
+
+use candle_core::{DType, Result, Tensor};
+
+/// Steps in a row that must look collapsed before somebody is told; early batches may look so by chance.
+const PATIENCE: usize = 20;
+
+/// How far the normalised embeddings of a batch are spread over the sphere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The mean over dimensions of the standard deviation over samples, times `√D`: 1 for directions spread evenly over
+    /// the sphere, 0 for a collapsed encoder (Chen & He, 2021, section 4.1).
+    pub std: f64,
+    /// Dimensions that the embeddings fill: the participation ratio `(Σλ)² / Σλ²` of the eigenvalues `λ` of their
+    /// covariance, from 1 for points on a line to `min(N − 1, D)`; 0 for one point.
+    pub dimensions: f64,
+}
+
+impl Spread {
+    /// The spread of the first view's embeddings `(N, D)`; zeros if there are none.
+    pub(crate) fn of(embeddings: &[Tensor]) -> Result<Self> {
+        let Some(z) = embeddings.first() else { return Ok(Self { std: 0.0, dimensions: 0.0 }) };
+        let z = z.to_dtype(DType::F64)?;
+        let (n, d) = z.dims2()?;
+        let norm = (z.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?;
+        let z = z.broadcast_div(&norm)?;
+        let z = z.broadcast_sub(&z.mean_keepdim(0)?)?;
+        let std = z.sqr()?.mean(0)?.sqrt()?.mean_all()?.to_scalar::<f64>()? * (d as f64).sqrt();
+        // ‖Z Zᵀ‖ = ‖Zᵀ Z‖: the smaller product will do.
+        let t = z.t()?.contiguous()?;
+        let gram = if n < d { z.matmul(&t)? } else { t.matmul(&z)? };
+        let (trace, squares) =
+            (z.sqr()?.sum_all()?.to_scalar::<f64>()?, gram.sqr()?.sum_all()?.to_scalar::<f64>()?);
+        // Rounding alone gives one point some shape.
+        let point = std < 1e-6 || squares == 0.0;
+        Ok(Self { std, dimensions: if point { 0.0 } else { trace * trace / squares } })
+    }
+
+    /// As terms of the log.
+    pub(crate) fn terms(self) -> [(&'static str, f64); 2] {
+        [("embedding_std", self.std), ("embedding_dimensions", self.dimensions)]
+    }
+}
+
+/// Tells once if the embeddings stay collapsed.
+#[derive(Debug, Default)]
+pub(crate) struct CollapseWatch {
+    collapsed: usize,
+    told: bool,
+}
+
+impl CollapseWatch {
+    /// Looks at the terms of a step; returns a sentence for a person if now is the time.
+    pub(crate) fn look(&mut self, step: usize, terms: &[(&'static str, f64)]) -> Option<String> {
+        let term = |name: &str| terms.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
+        let (std, dimensions) = (term("embedding_std")?, term("embedding_dimensions")?);
+        self.collapsed = if std < 0.05 || dimensions < 1.5 { self.collapsed + 1 } else { 0 };
+        if self.collapsed < PATIENCE || self.told {
+            return None;
+        }
+        self.told = true;
+        Some(format!(
+            "the embeddings have collapsed since step {}: standard deviation {std:.3} (1 is healthy, 0 is one point), \
+             {dimensions:.1} dimensions filled; the encoder is likely to learn nothing from here on",
+            step + 1 - PATIENCE
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn spread(rows: &[[f64; 2]]) -> Spread {
+        Spread::of(&[Tensor::from_vec(rows.concat(), (rows.len(), 2), &Device::Cpu).unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn a_circle_is_healthy_and_a_point_and_a_line_are_not() {
+        let circle = spread(&[[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [0.0, -1.0]]);
+        assert!((circle.std - 1.0).abs() < 1e-9 && (circle.dimensions - 2.0).abs() < 1e-9, "{circle:?}");
+        let line = spread(&[[1.0, 1.0], [-1.0, -1.0], [2.0, 2.0]]);
+        assert!(line.std > 0.5 && (line.dimensions - 1.0).abs() < 1e-9, "{line:?}");
+        let point = spread(&[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]);
+        assert!(point.std < 1e-9 && point.dimensions == 0.0, "{point:?}");
+    }
+
+    #[test]
+    fn the_watch_speaks_once_and_only_after_its_patience() {
+        let terms = |std: f64| [("embedding_std", std), ("embedding_dimensions", 9.0)];
+        let mut watch = CollapseWatch::default();
+        assert!(
+            (1..=PATIENCE).all(|step| watch.look(step, &terms(if step == 5 { 1.0 } else { 0.01 })).is_none())
+        );
+        let said: Vec<_> = (PATIENCE + 1..200).filter_map(|step| watch.look(step, &terms(0.01))).collect();
+        assert_eq!(said.len(), 1);
+        assert!(said[0].contains("since step 6: standard deviation 0.010"), "{}", said[0]);
+    }
+}
