@@ -13,10 +13,13 @@
 //! ```
 
 mod checks;
+mod info_nce;
+mod log_sum_exp;
 mod negative_cosine;
 mod normalize;
 mod nt_xent;
 
+pub use info_nce::{in_batch_info_nce, info_nce, info_nce_logits};
 pub use negative_cosine::negative_cosine;
 pub use normalize::normalize;
 pub use nt_xent::nt_xent;

@@ -1,8 +1,9 @@
 //! NT-Xent, the contrastive loss of SimCLR (Chen et al., 2020, <https://arxiv.org/abs/2002.05709>, equation 1).
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use crate::checks;
+use crate::log_sum_exp::log_sum_exp;
 use crate::normalize::normalize;
 
 /// Normalised-temperature cross-entropy between two views.
@@ -38,13 +39,6 @@ fn self_mask(n: usize, like: &Tensor) -> Result<Tensor> {
     let mut mask = vec![0f32; n * n];
     mask.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal = f32::NEG_INFINITY);
     Tensor::from_vec(mask, (n, n), like.device())?.to_dtype(like.dtype())
-}
-
-/// `log Σ exp` over the last dimension, shifted by the maximum so that it cannot overflow.
-fn log_sum_exp(s: &Tensor) -> Result<Tensor> {
-    let max = s.detach().max_keepdim(D::Minus1)?;
-    let sum = s.broadcast_sub(&max)?.exp()?.sum_keepdim(D::Minus1)?;
-    (sum.log()? + max)?.squeeze(D::Minus1)
 }
 
 #[cfg(test)]

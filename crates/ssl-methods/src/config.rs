@@ -7,12 +7,19 @@ use ssl_nn::Params;
 
 use crate::byol::ByolConfig;
 use crate::method::Method;
+use crate::moco::MocoConfig;
+use crate::moco_v3::MocoV3Config;
 use crate::simclr::SimClrConfig;
 
 /// The settings of one method.
 pub(crate) trait Settings {
     /// Checks every setting; an error names the setting, its value and the allowed range.
     fn validate(&self) -> std::result::Result<(), String>;
+
+    /// Checks the settings against a step of `images` images, computed in `parts` equal parts.
+    fn validate_batch(&self, _images: usize, _parts: usize) -> std::result::Result<(), String> {
+        Ok(())
+    }
 
     /// Creates the parameters in `params` and returns the method. The settings are valid.
     fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>>;
@@ -69,6 +76,12 @@ methods! {
     "simclr" => SimClr(SimClrConfig) = SimClrConfig::default(),
     /// BYOL.
     "byol" => Byol(ByolConfig) = ByolConfig::default(),
+    /// MoCo v1.
+    "moco-v1" => MocoV1(MocoConfig) = MocoConfig::v1(),
+    /// MoCo v2.
+    "moco-v2" => MocoV2(MocoConfig) = MocoConfig::v2(),
+    /// MoCo v3.
+    "moco-v3" => MocoV3(MocoV3Config) = MocoV3Config::default(),
 }
 
 impl MethodConfig {
@@ -78,6 +91,14 @@ impl MethodConfig {
     /// Names the setting, its value and the allowed range.
     pub fn validate(&self) -> std::result::Result<(), String> {
         self.settings().validate()
+    }
+
+    /// Checks the settings against an optimiser step of `images` images, computed in `parts` equal parts.
+    ///
+    /// # Errors
+    /// Names the setting, its value and what it must fit.
+    pub fn validate_batch(&self, images: usize, parts: usize) -> std::result::Result<(), String> {
+        self.settings().validate_batch(images, parts)
     }
 
     /// Name of the paper's augmentation, a preset of `ssl-augment`.

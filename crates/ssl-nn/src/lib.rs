@@ -88,7 +88,7 @@ pub use recompute::recompute;
 pub use relative_position::RelativePositionBias;
 pub use residual::{ConvNorm, Residual, Shortcut, residual_block, residual_blocks, stem};
 pub use rms_norm::{RmsNorm, rms_norm};
-pub use rng::{Purpose, Rng, rng};
+pub use rng::{Purpose, Rng, permutation, rng};
 pub use schedule::Schedule;
 pub use softmax::{log_softmax, softmax};
 pub use transformer::{BlockOptions, TransformerBlock, TransformerBlockConfig, transformer_blocks};

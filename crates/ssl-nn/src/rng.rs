@@ -1,7 +1,7 @@
 //! Randomness as a function of coordinates instead of a stream.
 
 use rand_chacha::ChaCha8Rng;
-use rand_core::SeedableRng;
+use rand_core::{RngCore, SeedableRng};
 
 /// The generator returned by [`rng`]: ChaCha with 8 rounds.
 pub type Rng = ChaCha8Rng;
@@ -51,11 +51,40 @@ pub fn rng(seed: u64, purpose: Purpose, epoch: u64, sample: u64, view: u32) -> R
     ChaCha8Rng::from_seed(key)
 }
 
+/// A random order of `0..n`, by Fisher and Yates from the end; takes `n − 1` numbers of 64 bits.
+///
+/// ```
+/// use ssl_nn::{Purpose, permutation, rng};
+///
+/// let mut order = permutation(&mut rng(0, Purpose::ShuffleBatchNorm, 0, 0, 0), 5);
+/// order.sort();
+/// assert_eq!(order, [0, 1, 2, 3, 4]);
+/// ```
+pub fn permutation(rng: &mut Rng, n: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n).collect();
+    for last in (1..order.len()).rev() {
+        // The product's upper half is in 0..=last, uniform but for a share of n / 2^64.
+        let product = u128::from(rng.next_u64()) * (last as u128 + 1);
+        order.swap(last, (product >> 64) as usize);
+    }
+    order
+}
+
 #[cfg(test)]
 mod tests {
-    use rand_core::RngCore;
-
     use super::*;
+
+    #[test]
+    fn every_order_is_equally_likely() {
+        let mut counts = std::collections::BTreeMap::new();
+        let mut rng = rng(1, Purpose::ShuffleBatchNorm, 0, 0, 0);
+        for _ in 0..24_000 {
+            *counts.entry(permutation(&mut rng, 4)).or_insert(0u32) += 1;
+        }
+        assert_eq!(counts.len(), 24);
+        // Five standard deviations of a binomial count.
+        assert!(counts.values().all(|count| count.abs_diff(1000) < 160), "{counts:?}");
+    }
 
     #[test]
     fn every_coordinate_counts() {

@@ -325,6 +325,7 @@ impl Recipe {
         self.data.validate()?;
         let checks = [
             self.method.validate(),
+            self.method.validate_batch(train.batch_size, train.accumulate),
             self.optimizer.validate(),
             self.schedule.validate(train.epochs),
             self.backbone.validate(),
