@@ -6,17 +6,18 @@
 
 use crate::color_jitter::ColorJitterConfig;
 use crate::resize::Interpolation;
-use crate::view::Operation::{Blur, Crop, Flip, Grayscale, Jitter};
+use crate::view::Operation::{Blur, Crop, Flip, Grayscale, Jitter, Solarize};
 use crate::view::ViewConfig;
 
 /// A preset without its strength.
 type Preset = fn(usize) -> Vec<ViewConfig>;
 
 /// Every preset by the name of its method.
-const PRESETS: [(&str, Preset); 12] = [
+const PRESETS: [(&str, Preset); 13] = [
     ("simclr", |size| simclr(size, 1.0)),
     ("moco_v1", moco_v1),
     ("moco_v2", moco_v2),
+    ("moco_v3", moco_v3),
     ("byol", byol),
     ("swav", swav),
     ("dino", dino),
@@ -29,7 +30,7 @@ const PRESETS: [(&str, Preset); 12] = [
 ];
 
 /// The names that [`by_name`] knows.
-pub fn names() -> [&'static str; 12] {
+pub fn names() -> [&'static str; 13] {
     PRESETS.map(|(name, _)| name)
 }
 
@@ -94,6 +95,19 @@ pub fn moco_v2(size: usize) -> Vec<ViewConfig> {
         order: vec![Crop, Jitter, Grayscale, Blur, Flip],
         ..ViewConfig::default()
     }]
+}
+
+/// MoCo v3: two different views (Chen et al., 2021, <https://arxiv.org/abs/2104.02057>; as in the authors' code).
+///
+/// Those of [`byol`] with crops as MoCo's, bilinear and flipped last. `crop_scale` is that of ResNet-50; ViTs have BYOL's.
+pub fn moco_v3(size: usize) -> Vec<ViewConfig> {
+    let mut views = byol(size);
+    for view in &mut views {
+        view.interpolation = Interpolation::Bilinear;
+        view.crop_scale = [0.2, 1.0];
+        view.order = vec![Crop, Jitter, Grayscale, Blur, Solarize, Flip];
+    }
+    views
 }
 
 /// BYOL, Barlow Twins and VICReg: two different views (Grill et al., 2020, <https://arxiv.org/abs/2006.07733>, table 6).

@@ -20,6 +20,14 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("simclr-cifar10", include_str!("../recipes/simclr-cifar10.toml")),
     ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
     ("byol-fashion-mnist", include_str!("../recipes/byol-fashion-mnist.toml")),
+    ("moco-v1-fashion-mnist", include_str!("../recipes/moco-v1-fashion-mnist.toml")),
+    ("moco-v1-imagenet", include_str!("../recipes/moco-v1-imagenet.toml")),
+    ("moco-v2-fashion-mnist", include_str!("../recipes/moco-v2-fashion-mnist.toml")),
+    ("moco-v2-cifar10", include_str!("../recipes/moco-v2-cifar10.toml")),
+    ("moco-v2-imagenet", include_str!("../recipes/moco-v2-imagenet.toml")),
+    ("moco-v3-fashion-mnist", include_str!("../recipes/moco-v3-fashion-mnist.toml")),
+    ("moco-v3-cifar10", include_str!("../recipes/moco-v3-cifar10.toml")),
+    ("moco-v3-imagenet", include_str!("../recipes/moco-v3-imagenet.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
@@ -571,6 +579,19 @@ mod tests {
         ] {
             let error = vit(&[("backbone.patch_size", "7"), (key, value)]).unwrap_err().to_string();
             assert!(error.contains(part), "{key}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_method_that_does_not_fit_the_batch_is_refused_before_data_is_touched() {
+        for (settings, part) in [
+            ([("method.queue_size", "100"), ("train.batch_size", "64")], "a multiple of the 64 keys"),
+            ([("method.queue_size", "64"), ("method.symmetric", "true")], "a multiple of the 128 keys"),
+            ([("method.batch_norm_groups", "8"), ("train.accumulate", "8")], "must divide the 8 images"),
+        ] {
+            let settings = settings.map(|(k, v)| (k.to_owned(), v.to_owned()));
+            let error = Recipe::load("moco-v2-fashion-mnist", &settings).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
         }
     }
 

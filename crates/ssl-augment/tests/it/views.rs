@@ -31,9 +31,20 @@ fn every_preset_builds_and_gives_its_sizes() {
 #[test]
 fn numbers_of_views_are_the_papers() {
     let n_views = |name| MultiView::new(&presets::by_name(name, 224, 1.0).unwrap()).unwrap().len();
-    assert_eq!(["simclr", "moco_v1", "moco_v2", "byol"].map(n_views), [2; 4]);
+    assert_eq!(["simclr", "moco_v1", "moco_v2", "moco_v3", "byol"].map(n_views), [2; 5]);
     assert_eq!(["swav", "dino", "msn"].map(n_views), [8, 10, 12]);
     assert_eq!(["mae", "simmim", "beit", "ijepa", "clip"].map(n_views), [1; 5]);
+}
+
+#[test]
+fn moco_v3_has_byols_views_with_its_own_crops_and_a_flip_at_the_end() {
+    let (byol, moco) = (presets::byol(224), presets::moco_v3(224));
+    for (byol, moco) in byol.iter().zip(&moco) {
+        assert_eq!((moco.crop_scale, moco.interpolation), ([0.2, 1.0], Interpolation::Bilinear));
+        assert_eq!(moco.order.last(), Some(&Operation::Flip));
+        let ViewConfig { crop_scale, interpolation, order, .. } = byol.clone();
+        assert_eq!(&ViewConfig { crop_scale, interpolation, order, ..moco.clone() }, byol);
+    }
 }
 
 #[test]
