@@ -12,11 +12,19 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+mod barlow_twins;
 mod checks;
 mod negative_cosine;
 mod normalize;
 mod nt_xent;
+mod statistics;
+#[cfg(test)]
+mod testing;
+mod vicreg;
 
+pub use barlow_twins::{BarlowTwinsTerms, barlow_twins, barlow_twins_terms};
 pub use negative_cosine::negative_cosine;
 pub use normalize::normalize;
 pub use nt_xent::nt_xent;
+pub use statistics::standardize;
+pub use vicreg::{VicRegTerms, VicRegWeights, vicreg, vicreg_terms};

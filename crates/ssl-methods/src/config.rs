@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 use ssl_backbones::BackboneConfig;
 use ssl_nn::Params;
 
+use crate::barlow_twins::BarlowTwinsConfig;
 use crate::byol::ByolConfig;
 use crate::method::Method;
 use crate::simclr::SimClrConfig;
+use crate::simsiam::SimSiamConfig;
+use crate::vicreg::VicRegConfig;
 
 /// The settings of one method.
 pub(crate) trait Settings {
@@ -69,6 +72,12 @@ methods! {
     "simclr" => SimClr(SimClrConfig) = SimClrConfig::default(),
     /// BYOL.
     "byol" => Byol(ByolConfig) = ByolConfig::default(),
+    /// SimSiam.
+    "simsiam" => SimSiam(SimSiamConfig) = SimSiamConfig::default(),
+    /// Barlow Twins.
+    "barlow-twins" => BarlowTwins(BarlowTwinsConfig) = BarlowTwinsConfig::default(),
+    /// VICReg.
+    "vicreg" => VicReg(VicRegConfig) = VicRegConfig::default(),
 }
 
 impl MethodConfig {

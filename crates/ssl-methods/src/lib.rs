@@ -3,16 +3,22 @@
 //! A [`Method`] turns a [`Batch`] of views into a loss. It knows nothing of files, epochs, optimisers or loggers; all
 //! its state lives in the [`ssl_nn::Params`] it was built with.
 
+mod barlow_twins;
 mod byol;
 mod checks;
 mod config;
 mod method;
 mod simclr;
+mod simsiam;
 mod teacher;
 #[cfg(test)]
 mod testing;
+mod vicreg;
 
+pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig};
 pub use byol::{Byol, ByolConfig};
 pub use config::MethodConfig;
 pub use method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 pub use simclr::{SimClr, SimClrConfig};
+pub use simsiam::{SimSiam, SimSiamConfig};
+pub use vicreg::{VicReg, VicRegConfig};
