@@ -20,6 +20,17 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("simclr-cifar10", include_str!("../recipes/simclr-cifar10.toml")),
     ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
     ("byol-fashion-mnist", include_str!("../recipes/byol-fashion-mnist.toml")),
+    ("byol-cifar10", include_str!("../recipes/byol-cifar10.toml")),
+    ("byol-imagenet", include_str!("../recipes/byol-imagenet.toml")),
+    ("simsiam-fashion-mnist", include_str!("../recipes/simsiam-fashion-mnist.toml")),
+    ("simsiam-cifar10", include_str!("../recipes/simsiam-cifar10.toml")),
+    ("simsiam-imagenet", include_str!("../recipes/simsiam-imagenet.toml")),
+    ("barlow-twins-fashion-mnist", include_str!("../recipes/barlow-twins-fashion-mnist.toml")),
+    ("barlow-twins-cifar10", include_str!("../recipes/barlow-twins-cifar10.toml")),
+    ("barlow-twins-imagenet", include_str!("../recipes/barlow-twins-imagenet.toml")),
+    ("vicreg-fashion-mnist", include_str!("../recipes/vicreg-fashion-mnist.toml")),
+    ("vicreg-cifar10", include_str!("../recipes/vicreg-cifar10.toml")),
+    ("vicreg-imagenet", include_str!("../recipes/vicreg-imagenet.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
