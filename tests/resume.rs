@@ -12,6 +12,11 @@ use crate::shipped_data;
 
 /// A network small enough to run a dozen times.
 fn recipe(more: &[(&str, &str)]) -> Recipe {
+    recipe_of("simclr", more)
+}
+
+/// The recipe of `method` for Fashion-MNIST, made small.
+fn recipe_of(method: &str, more: &[(&str, &str)]) -> Recipe {
     let small = [
         ("backbone.width", "2"),
         ("augment.size", "8"),
@@ -22,7 +27,7 @@ fn recipe(more: &[(&str, &str)]) -> Recipe {
         ("checkpoint.every_steps", "4"),
     ];
     let settings = small.iter().chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-    Recipe::load("simclr-fashion-mnist", &settings.collect::<Vec<_>>()).unwrap()
+    Recipe::load(&format!("{method}-fashion-mnist"), &settings.collect::<Vec<_>>()).unwrap()
 }
 
 struct StopAt(usize);
@@ -60,25 +65,40 @@ fn bits(out: &Path) -> (Vec<u8>, String) {
     (fs::read(checkpoint).unwrap(), fs::read_to_string(out.join("metrics.jsonl")).unwrap())
 }
 
+/// Asserts that a run in parts, on other numbers of loader threads, ends with the bits of the whole run.
+fn parts_equal_the_whole(recipe: &Recipe) {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    assert_eq!(train(start(recipe, &whole, 2), 0), Outcome::Finished);
+    assert_eq!(bits(&whole).1.lines().count(), 25);
+    let parts = folder.path().join("parts");
+    // Step 20 is the end of the first epoch; 7 and 22 lie between checkpoints.
+    assert_eq!(train(start(recipe, &parts, 1), 7), Outcome::Interrupted { step: 7 });
+    assert_eq!(train(resume(&parts, 3).unwrap(), 20), Outcome::Interrupted { step: 20 });
+    assert_eq!(train(resume(&parts, 1).unwrap(), 22), Outcome::Interrupted { step: 22 });
+    assert_eq!(train(resume(&parts, 2).unwrap(), 0), Outcome::Finished);
+    assert!(bits(&whole) == bits(&parts), "the resumed run differs ({})", recipe.name);
+    // A finished run has nothing left to do.
+    assert_eq!(train(resume(&parts, 2).unwrap(), 0), Outcome::Finished);
+    assert!(bits(&whole) == bits(&parts));
+}
+
 #[test]
 fn stopped_anywhere_on_any_number_of_loader_threads_it_ends_with_the_same_bits() {
-    for more in
-        [vec![], vec![("optimizer.name", "lars"), ("train.accumulate", "2"), ("train.clip_norm", "1")]]
-    {
-        let (recipe, folder) = (recipe(&more), tempfile::tempdir().unwrap());
-        let whole = folder.path().join("whole");
-        assert_eq!(train(start(&recipe, &whole, 2), 0), Outcome::Finished);
-        assert_eq!(bits(&whole).1.lines().count(), 25);
-        let parts = folder.path().join("parts");
-        // Step 20 is the end of the first epoch; 7 and 22 lie between checkpoints.
-        assert_eq!(train(start(&recipe, &parts, 1), 7), Outcome::Interrupted { step: 7 });
-        assert_eq!(train(resume(&parts, 3).unwrap(), 20), Outcome::Interrupted { step: 20 });
-        assert_eq!(train(resume(&parts, 1).unwrap(), 22), Outcome::Interrupted { step: 22 });
-        assert_eq!(train(resume(&parts, 2).unwrap(), 0), Outcome::Finished);
-        assert!(bits(&whole) == bits(&parts), "the resumed run differs ({more:?})");
-        // A finished run has nothing left to do.
-        assert_eq!(train(resume(&parts, 2).unwrap(), 0), Outcome::Finished);
-        assert!(bits(&whole) == bits(&parts));
+    parts_equal_the_whole(&recipe(&[]));
+    parts_equal_the_whole(&recipe(&[
+        ("optimizer.name", "lars"),
+        ("train.accumulate", "2"),
+        ("train.clip_norm", "1"),
+    ]));
+}
+
+/// Every method with what it remembers between steps; new methods go here.
+#[test]
+fn what_a_method_remembers_survives_a_stop() {
+    let methods = [("simclr", vec![("augment.size", "9")]), ("byol", vec![("train.accumulate", "2")])];
+    for (method, more) in methods {
+        parts_equal_the_whole(&recipe_of(method, &more));
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod choice;
 mod ci;
 mod encoder;
 mod kill;
@@ -14,6 +15,7 @@ mod progress;
 mod sanitize;
 mod table;
 mod tidy;
+mod views;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +37,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pretrain(pretrain::Pretrain),
+    Views(views::Views),
     Eval(encoder::Eval),
     Export(encoder::Export),
     /// Compare losses, networks, optimisers, augmentations and evaluations with reference values.
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Pretrain(command) => command.run(),
+        Command::Views(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Parity { golden, json } => {
