@@ -16,7 +16,11 @@ mod checks;
 mod negative_cosine;
 mod normalize;
 mod nt_xent;
+mod sinkhorn;
+mod swav;
 
 pub use negative_cosine::negative_cosine;
 pub use normalize::normalize;
 pub use nt_xent::nt_xent;
+pub use sinkhorn::sinkhorn;
+pub use swav::SwavLoss;

@@ -7,7 +7,9 @@ use ssl_nn::Params;
 
 use crate::byol::ByolConfig;
 use crate::method::Method;
+use crate::seer::SeerConfig;
 use crate::simclr::SimClrConfig;
+use crate::swav::SwavConfig;
 
 /// The settings of one method.
 pub(crate) trait Settings {
@@ -69,6 +71,10 @@ methods! {
     "simclr" => SimClr(SimClrConfig) = SimClrConfig::default(),
     /// BYOL.
     "byol" => Byol(ByolConfig) = ByolConfig::default(),
+    /// SwAV.
+    "swav" => Swav(SwavConfig) = SwavConfig::default(),
+    /// SEER.
+    "seer" => Seer(SeerConfig) = SeerConfig::default(),
 }
 
 impl MethodConfig {

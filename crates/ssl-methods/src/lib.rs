@@ -7,7 +7,9 @@ mod byol;
 mod checks;
 mod config;
 mod method;
+mod seer;
 mod simclr;
+mod swav;
 mod teacher;
 #[cfg(test)]
 mod testing;
@@ -15,4 +17,6 @@ mod testing;
 pub use byol::{Byol, ByolConfig};
 pub use config::MethodConfig;
 pub use method::{Batch, Method, ParameterRule, StepContext, StepOutput};
+pub use seer::SeerConfig;
 pub use simclr::{SimClr, SimClrConfig};
+pub use swav::{Swav, SwavConfig};

@@ -20,6 +20,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("simclr-cifar10", include_str!("../recipes/simclr-cifar10.toml")),
     ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
     ("byol-fashion-mnist", include_str!("../recipes/byol-fashion-mnist.toml")),
+    ("swav-fashion-mnist", include_str!("../recipes/swav-fashion-mnist.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
