@@ -53,7 +53,7 @@ if __name__ == "__main__":
         "barlow_twins",
         BarlowTwins,
         # Seeds: see simclr.py.
-        noisy_views(1, [16, 16]),
+        noisy_views(21, [16, 16]),
         method={
             "name": "barlow-twins",
             "projector_hidden": HIDDEN,

@@ -56,7 +56,7 @@ if __name__ == "__main__":
         "vicreg",
         VicReg,
         # Seeds: see simclr.py.
-        noisy_views(1, [16, 16]),
+        noisy_views(3, [16, 16]),
         method={
             "name": "vicreg",
             "projector_hidden": HIDDEN,

@@ -4,16 +4,20 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod choice;
 mod ci;
 mod encoder;
 mod kill;
 mod licences;
+mod machine;
 mod parity;
 mod pretrain;
 mod progress;
+mod reproduce;
 mod sanitize;
 mod table;
 mod tidy;
+mod views;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pretrain(pretrain::Pretrain),
+    Views(views::Views),
     Eval(encoder::Eval),
     Export(encoder::Export),
     /// Compare losses, networks, optimisers, augmentations and evaluations with reference values.
@@ -47,6 +52,7 @@ enum Command {
         json: bool,
     },
     Bench(bench::Bench),
+    Reproduce(reproduce::Reproduce),
     Kill(kill::Kill),
     Sanitize(sanitize::Sanitize),
     /// Run all tests: unit, integration and documentation.
@@ -81,6 +87,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Pretrain(command) => command.run(),
+        Command::Views(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Parity { golden, json } => {
@@ -89,6 +96,7 @@ fn run() -> anyhow::Result<ExitCode> {
             Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Bench(command) => command.run(),
+        Command::Reproduce(command) => command.run(),
         Command::Kill(command) => command.run(),
         Command::Sanitize(command) => command.run(),
         Command::Test => ci::test().map(|()| ExitCode::SUCCESS),

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -16,6 +15,7 @@ use ssl_vision::data::Dataset;
 use ssl_vision::methods::MethodConfig;
 use ssl_vision::train::{Observer, OptimizerConfig, Outcome, Recipe, ScheduleConfig, Session};
 
+use crate::choice::Choice;
 use crate::progress::Progress;
 use crate::{data_path, project_root, table, use_threads};
 
@@ -32,33 +32,8 @@ use crate::{data_path, project_root, table, use_threads};
   cargo xtask pretrain --resume runs/simclr-fashion-mnist
   cargo xtask pretrain --print-recipe > mine.toml && cargo xtask pretrain --recipe mine.toml")]
 pub(crate) struct Pretrain {
-    /// Recipe to start from: a name of --list, or a TOML file.
-    #[arg(long, value_name = "NAME|FILE")]
-    recipe: Option<String>,
-    /// Method (key method.name); without --recipe its recipe for Fashion-MNIST.
-    #[arg(long)]
-    method: Option<String>,
-    /// Network (key backbone.name).
-    #[arg(long)]
-    backbone: Option<String>,
-    /// Images: a folder with or without class folders, IDX files, CIFAR batches, or `fashion-mnist`.
-    #[arg(long, value_name = "PATH")]
-    data: Option<String>,
-    /// Passes over the images (key train.epochs).
-    #[arg(long)]
-    epochs: Option<usize>,
-    /// Stop after so many steps (key train.max_steps); the schedule is that of the whole run.
-    #[arg(long)]
-    max_steps: Option<usize>,
-    /// Images of a step (key train.batch_size).
-    #[arg(long)]
-    batch_size: Option<usize>,
-    /// Seed of all randomness (key seed).
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Any key of the recipe, for example --set optimizer.lr=0.01; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
+    #[command(flatten)]
+    choice: Choice,
     /// Threads to compute with; all cores by default. The result does not depend on it.
     #[arg(long)]
     threads: Option<usize>,
@@ -88,14 +63,13 @@ impl Pretrain {
             list(self.json);
             return Ok(ExitCode::SUCCESS);
         }
-        let overrides = self.overrides()?;
         if self.print_recipe {
-            print!("{}", Recipe::load(self.recipe_name(), &overrides)?.to_toml()?);
+            print!("{}", self.choice.recipe()?.to_toml()?);
             return Ok(ExitCode::SUCCESS);
         }
         let stop = stop_on_signals()?;
         let mut observers: Vec<Box<dyn Observer>> = vec![Box::new(Progress::new())];
-        let mut session = self.session(&overrides, &mut observers)?;
+        let mut session = self.session(&mut observers)?;
         introduce(&session);
         if let Outcome::Interrupted { step } = session.train(&mut observers, &stop)? {
             drop(observers);
@@ -110,11 +84,7 @@ impl Pretrain {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn session(
-        &self,
-        overrides: &[(String, String)],
-        observers: &mut [Box<dyn Observer>],
-    ) -> anyhow::Result<Session> {
+    fn session(&self, observers: &mut [Box<dyn Observer>]) -> anyhow::Result<Session> {
         let device = Device::Cpu;
         if let Some(folder) = &self.resume {
             let folder = match (folder.as_os_str().is_empty(), &self.out) {
@@ -122,49 +92,19 @@ impl Pretrain {
                 (true, Some(out)) => out,
                 (true, None) => anyhow::bail!("--resume needs the folder of the run: --resume runs/NAME"),
             };
-            let wanted = |own: &Recipe| match &self.recipe {
-                Some(recipe) => Recipe::load(recipe, overrides),
-                None => Recipe::parse(&own.to_toml()?, overrides),
+            let overrides = self.choice.overrides()?;
+            let wanted = |own: &Recipe| match &self.choice.recipe {
+                Some(recipe) => Recipe::load(recipe, &overrides),
+                None => Recipe::parse(&own.to_toml()?, &overrides),
             };
             let data = |recipe: &Recipe| data_path(&recipe.data.path);
             let threads = use_threads(self.threads)?;
             return Ok(Session::resume(folder, data, wanted, &device, threads, observers)?);
         }
-        let recipe = Recipe::load(self.recipe_name(), overrides)?;
+        let recipe = self.choice.recipe()?;
         let data = data_path(&recipe.data.path);
         let out = self.out.clone().unwrap_or_else(|| free_folder(&recipe.name));
         Ok(Session::start(recipe, &data, &out, &device, use_threads(self.threads)?)?)
-    }
-
-    /// The recipe that was asked for, or that of the method for the data that ships with the project.
-    fn recipe_name(&self) -> &str {
-        let of_method = |method: &str| {
-            Recipe::embedded()
-                .find(|name| name.strip_suffix("-fashion-mnist").is_some_and(|own| own == method))
-        };
-        let asked = self.recipe.as_deref().or_else(|| of_method(self.method.as_deref()?));
-        asked.or_else(|| Recipe::embedded().next()).unwrap_or_default()
-    }
-
-    /// All settings of the command line as recipe keys.
-    fn overrides(&self) -> anyhow::Result<Vec<(String, String)>> {
-        let mut overrides = Vec::new();
-        let quoted = |text: &str| format!("{}", toml::Value::from(text));
-        let mut push =
-            |key: &str, value: Option<String>| overrides.extend(value.map(|v| (key.to_owned(), v)));
-        push("method.name", self.method.as_deref().map(quoted));
-        push("backbone.name", self.backbone.as_deref().map(quoted));
-        push("data.path", self.data.as_deref().map(|data| quoted(&absolute(data))));
-        push("train.epochs", self.epochs.map(|n| n.to_string()));
-        push("train.max_steps", self.max_steps.map(|n| n.to_string()));
-        push("train.batch_size", self.batch_size.map(|n| n.to_string()));
-        push("seed", self.seed.map(|n| n.to_string()));
-        for setting in &self.settings {
-            let (key, value) =
-                setting.split_once('=').with_context(|| format!("--set {setting}: expected KEY=VALUE"))?;
-            overrides.push((key.trim().to_owned(), value.trim().to_owned()));
-        }
-        Ok(overrides)
     }
 
     /// Export, evaluation and the closing words.
@@ -200,7 +140,7 @@ impl Pretrain {
 }
 
 /// Asks for a stop at the first SIGINT or SIGTERM and ends the program at the second.
-fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
@@ -246,14 +186,6 @@ fn free_folder(name: &str) -> PathBuf {
     let path = first.unwrap_or_else(|| runs.join(name));
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).map(Path::to_owned).unwrap_or(path)
-}
-
-/// The path as a recipe keeps it: one that means the same from everywhere.
-fn absolute(data: &str) -> String {
-    if data == "fashion-mnist" {
-        return data.to_owned();
-    }
-    std::path::absolute(data).map_or(data.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 fn list(as_json: bool) {

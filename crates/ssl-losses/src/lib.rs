@@ -17,7 +17,9 @@ mod checks;
 mod negative_cosine;
 mod normalize;
 mod nt_xent;
+mod sinkhorn;
 mod statistics;
+mod swav;
 #[cfg(test)]
 mod testing;
 mod vicreg;
@@ -26,5 +28,7 @@ pub use barlow_twins::{BarlowTwinsTerms, barlow_twins, barlow_twins_terms};
 pub use negative_cosine::negative_cosine;
 pub use normalize::normalize;
 pub use nt_xent::nt_xent;
+pub use sinkhorn::sinkhorn;
 pub use statistics::standardize;
+pub use swav::SwavLoss;
 pub use vicreg::{VicRegTerms, VicRegWeights, vicreg, vicreg_terms};

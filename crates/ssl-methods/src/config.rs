@@ -8,8 +8,10 @@ use ssl_nn::Params;
 use crate::barlow_twins::BarlowTwinsConfig;
 use crate::byol::ByolConfig;
 use crate::method::Method;
+use crate::seer::SeerConfig;
 use crate::simclr::SimClrConfig;
 use crate::simsiam::SimSiamConfig;
+use crate::swav::SwavConfig;
 use crate::vicreg::VicRegConfig;
 
 /// The settings of one method.
@@ -78,6 +80,10 @@ methods! {
     "barlow-twins" => BarlowTwins(BarlowTwinsConfig) = BarlowTwinsConfig::default(),
     /// VICReg.
     "vicreg" => VicReg(VicRegConfig) = VicRegConfig::default(),
+    /// SwAV.
+    "swav" => Swav(SwavConfig) = SwavConfig::default(),
+    /// SEER.
+    "seer" => Seer(SeerConfig) = SeerConfig::default(),
 }
 
 impl MethodConfig {

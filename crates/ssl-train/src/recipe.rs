@@ -31,6 +31,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("vicreg-fashion-mnist", include_str!("../recipes/vicreg-fashion-mnist.toml")),
     ("vicreg-cifar10", include_str!("../recipes/vicreg-cifar10.toml")),
     ("vicreg-imagenet", include_str!("../recipes/vicreg-imagenet.toml")),
+    ("swav-fashion-mnist", include_str!("../recipes/swav-fashion-mnist.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
