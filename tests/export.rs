@@ -53,6 +53,20 @@ fn a_narrow_encoder_with_the_small_stem_is_rebuilt_from_its_file_alone() {
 }
 
 #[test]
+fn regnets_with_both_stems_are_rebuilt_from_their_files_alone() {
+    for (name, stem) in [("regnet_y_400mf", Stem::ImageNet), ("regnet_y_400mf-cifar", Stem::Cifar)] {
+        let folder = Folder::new();
+        let config = BackboneConfig { stem: Some(stem), ..BackboneConfig::named("regnet_y_400mf").unwrap() };
+        let export = Export::write(folder.path(), name, config);
+        let encoder = load_encoder(&export.encoder, &Device::Cpu).unwrap();
+        let features = encoder.backbone.forward_t(&export.images, false).unwrap();
+        assert_eq!(features.to_vec2::<f32>().unwrap(), export.features.to_vec2::<f32>().unwrap());
+        // Features of an untrained RegNet differ by about 0.1.
+        assert!(spread(&features) > 0.01, "both images have the same features");
+    }
+}
+
+#[test]
 fn a_vision_transformer_is_rebuilt_from_its_file_alone() {
     let folder = Folder::new();
     let config = BackboneConfig {

@@ -67,7 +67,6 @@ fn train(method: &str, more: &[(&str, &str)], out: &Path) -> (Session, Heard) {
 }
 
 /// Asserts that a short training lifts kNN above that of the untrained network, in good health.
-#[allow(dead_code, reason = "the methods after SimCLR")]
 fn learns(method: &str, more: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let (session, heard) = train(method, more, &folder.path().join("run"));
@@ -87,7 +86,6 @@ fn learned(method: &str, session: &Session, heard: &Heard) -> Evaluation {
 }
 
 /// Asserts that a short training collapses, and that the run says so.
-#[allow(dead_code, reason = "the methods after SimCLR")]
 fn collapses(method: &str, more: &[(&str, &str)]) -> Heard {
     let folder = tempfile::tempdir().unwrap();
     let (_, heard) = train(method, more, &folder.path().join("run"));
@@ -121,4 +119,37 @@ fn simclr_learns_and_writes_its_result() {
     let same = metrics.lines().map(loss).zip(&heard.losses).all(|(read, heard)| (read - heard).abs() < 1e-12);
     assert!(same && metrics.lines().count() == heard.losses.len());
     assert!(heard.losses[90..].iter().sum::<f64>() < 0.9 * heard.losses[..10].iter().sum::<f64>());
+}
+
+#[test]
+fn byol_collapses_without_a_predictor_and_a_slow_target() {
+    collapses(
+        "byol",
+        &[("method.predictor_hidden", "0"), ("method.momentum", "0"), ("method.final_momentum", "0")],
+    );
+}
+
+#[test]
+fn simsiam_collapses_without_its_stop_of_the_gradient() {
+    collapses("simsiam", &[("method.stop_gradient", "false")]);
+}
+
+#[test]
+fn barlow_twins_fills_fewer_dimensions_without_its_second_part() {
+    collapses("barlow-twins", &[("method.lambda", "0")]);
+}
+
+#[test]
+fn vicreg_learns() {
+    learns("vicreg", &[]);
+}
+
+#[test]
+fn vicreg_shrinks_without_its_variance_part() {
+    collapses("vicreg", &[("method.variance_weight", "0")]);
+}
+
+#[test]
+fn vicreg_fills_fewer_dimensions_without_its_covariance_part() {
+    collapses("vicreg", &[("method.covariance_weight", "0")]);
 }

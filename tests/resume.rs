@@ -96,7 +96,13 @@ fn stopped_anywhere_on_any_number_of_loader_threads_it_ends_with_the_same_bits()
 /// Every method with what it remembers between steps; new methods go here.
 #[test]
 fn what_a_method_remembers_survives_a_stop() {
-    let methods = [("simclr", vec![("augment.size", "9")]), ("byol", vec![("train.accumulate", "2")])];
+    let methods = [
+        ("simclr", vec![("augment.size", "9")]),
+        ("byol", vec![("train.accumulate", "2")]),
+        ("simsiam", vec![("train.accumulate", "2")]),
+        ("barlow-twins", vec![]),
+        ("vicreg", vec![]),
+    ];
     for (method, more) in methods {
         parts_equal_the_whole(&recipe_of(method, &more));
     }

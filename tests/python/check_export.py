@@ -31,6 +31,9 @@ except ImportError:
     timm = None
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
+REGNETS = tuple(f"regnet_y_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf", "128gf"))
+# SEER's, which torchvision has no function for: depth, w_0, w_a, w_m, group width.
+SEER = {"regnet_y_256gf": (27, 640, 230.83, 2.53, 373), "regnet_y_10b": (27, 1744, 620.83, 2.52, 1010)}
 VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large")
 TOLERANCE = 1e-4
 
@@ -45,7 +48,12 @@ def main() -> int:
 
     backbone = read_backbone(args.encoder)
     weights = load_file(args.encoder)
-    networks = vits(**backbone) if backbone["name"] in VITS else resnets(**backbone)
+    if backbone["name"] in VITS:
+        networks = vits(**backbone)
+    elif backbone["name"] in RESNETS:
+        networks = resnets(**backbone)
+    else:
+        networks = regnets(**backbone)
     pair = load_file(args.features) if args.features else None
     agree = True
     for name, network in networks.items():
@@ -63,15 +71,19 @@ def main() -> int:
 
 
 def read_backbone(path: str) -> dict:
-    """The arguments of `resnets` or `vits` from the metadata of an encoder."""
+    """The arguments of `resnets`, `regnets` or `vits` from the metadata of an encoder."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "backbone" not in metadata:
         sys.exit(f"{path}: no metadata `backbone`; was it exported by ssl-vision?")
     backbone = json.loads(metadata["backbone"])
-    if backbone["name"] not in RESNETS + VITS:
-        sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(RESNETS + VITS)}")
-    keys = ("name", "image_size", "patch_size") if backbone["name"] in VITS else ("name", "stem", "width")
+    known = (*RESNETS, *REGNETS, *SEER, *VITS)
+    if backbone["name"] not in known:
+        sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(known)}")
+    if backbone["name"] in VITS:
+        keys = ("name", "image_size", "patch_size")
+    else:
+        keys = ("name", "stem", "width") if backbone["name"] in RESNETS else ("name", "stem")
     print(f"{path}: " + ", ".join(f"{key} {backbone[key]}" for key in keys))
     return {key: backbone[key] for key in keys}
 
@@ -86,6 +98,22 @@ def resnets(name: str, stem: str, width: int) -> dict[str, nn.Module]:
     else:
         networks[f"timm {timm.__version__}"] = timm.create_model(name, num_classes=0)
     return networks
+
+
+def regnets(name: str, stem: str) -> dict[str, nn.Module]:
+    """torchvision's network without its classifier; timm has other names for the same tensors."""
+    if name in SEER:
+        depth, w_0, w_a, w_m, group_width = SEER[name]
+        params = torchvision.models.regnet.BlockParams.from_init_params(
+            depth=depth, w_0=w_0, w_a=w_a, w_m=w_m, group_width=group_width, se_ratio=0.25
+        )
+        network = torchvision.models.RegNet(params)
+    else:
+        network = getattr(torchvision.models, name)(weights=None)
+    if stem == "cifar":
+        network.stem[0] = nn.Conv2d(3, 32, kernel_size=3, stride=1, padding=1, bias=False)
+    network.fc = nn.Identity()
+    return {f"torchvision {torchvision.__version__}": network}
 
 
 def vits(name: str, image_size: int, patch_size: int) -> dict[str, nn.Module]:

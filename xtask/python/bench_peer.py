@@ -148,8 +148,13 @@ def max_pool():
     return nn.MaxPool2d(3, 2, 1), x.requires_grad_()
 
 
-def linear():
-    return nn.Linear(512, 512, bias=False), torch.randn(128, 512).requires_grad_()
+def linear(inputs, outputs, rows):
+    return nn.Linear(inputs, outputs, bias=False), torch.randn(rows, inputs).requires_grad_()
+
+
+def block(dim, heads):
+    layer = timm.models.vision_transformer.Block(dim, heads, qkv_bias=True)
+    return layer, torch.randn(128, 65, dim).requires_grad_()
 
 
 def forward(build):
@@ -186,8 +191,11 @@ RESNET50 = [(3, 64, 7, 2, 224), (64, 64, 3, 1, 56), (64, 256, 1, 1, 56)]
 LAYERS = {
     "batch-norm-relu-64/32px/b128": batch_norm_relu,
     "max-pool-64/112px/b8": max_pool,
-    "linear-512-512/b128": linear,
 }
+for shape in [(512, 512, 128), (192, 768, 128 * 65), (384, 1536, 128 * 65)]:
+    LAYERS["linear-{}-{}/b{}".format(*shape)] = lambda s=shape: linear(*s)
+for shape in [(192, 3), (384, 6)]:
+    LAYERS["block-{}-{}/65tokens/b128".format(*shape)] = lambda s=shape: block(*s)
 for shapes, batch in [(RESNET18_CIFAR, 128), (RESNET50, 8)]:
     for c_in, c_out, kernel, stride, size in shapes:
         step = "" if stride == 1 else f"-s{stride}"

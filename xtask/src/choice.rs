@@ -75,7 +75,7 @@ impl Choice {
 }
 
 /// The path as a recipe keeps it: one that means the same from everywhere.
-fn absolute(data: &str) -> String {
+pub(crate) fn absolute(data: &str) -> String {
     if data == "fashion-mnist" {
         return data.to_owned();
     }

@@ -9,9 +9,11 @@ mod ci;
 mod encoder;
 mod kill;
 mod licences;
+mod machine;
 mod parity;
 mod pretrain;
 mod progress;
+mod reproduce;
 mod sanitize;
 mod table;
 mod tidy;
@@ -50,6 +52,7 @@ enum Command {
         json: bool,
     },
     Bench(bench::Bench),
+    Reproduce(reproduce::Reproduce),
     Kill(kill::Kill),
     Sanitize(sanitize::Sanitize),
     /// Run all tests: unit, integration and documentation.
@@ -93,6 +96,7 @@ fn run() -> anyhow::Result<ExitCode> {
             Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Bench(command) => command.run(),
+        Command::Reproduce(command) => command.run(),
         Command::Kill(command) => command.run(),
         Command::Sanitize(command) => command.run(),
         Command::Test => ci::test().map(|()| ExitCode::SUCCESS),

@@ -1,6 +1,6 @@
 //! `cargo xtask views`: the augmented views as the method sees them, as a picture or as tensors.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use image::RgbImage;
 use ssl_vision::augment::ResizeCenterCrop;
+use ssl_vision::backbones::TensorFile;
 use ssl_vision::data::Dataset;
 use ssl_vision::methods::Batch;
 use ssl_vision::train::{Images, Loader, Recipe, Sampler, open_images};
@@ -133,7 +134,7 @@ fn write_tensors(recipe: &Recipe, images: &Images, folder: &Path, threads: usize
     for epoch in 0..epochs {
         let batches: Vec<Batch> =
             std::iter::from_fn(|| loader.next_batch()).take(parts).collect::<Result<_, _>>()?;
-        let mut tensors = HashMap::new();
+        let mut tensors = BTreeMap::new();
         for view in 0..batches.first().map_or(0, |batch| batch.views.len()) {
             let views: Vec<_> = batches.iter().map(|batch| &batch.views[view]).collect();
             tensors.insert(format!("view_{view}"), Tensor::cat(&views, 0)?);
@@ -142,8 +143,8 @@ fn write_tensors(recipe: &Recipe, images: &Images, folder: &Path, threads: usize
             batches.iter().flat_map(|batch| batch.index.iter().map(|i| *i as i64)).collect();
         tensors.insert("index".to_owned(), Tensor::new(index, &Device::Cpu)?);
         let path = folder.join(format!("epoch-{epoch}.safetensors"));
-        candle_core::safetensors::save(&tensors, &path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let metadata = BTreeMap::from([("recipe".to_owned(), recipe.to_toml()?)]);
+        TensorFile { tensors, metadata }.write(&path)?;
         println!("{}: {} images", path.display(), steps * batch_size);
     }
     Ok(())

@@ -221,7 +221,7 @@ fn a_recipe_that_cannot_be_run_is_refused_before_anything_is_written() {
     }
     fails(
         pretrain(&data, &out, "--set augment.preset=dino"),
-        &["makes 10 views, but method.name = \"simclr\" needs 2"],
+        &["make 10 views, but method.name = \"simclr\" needs 2"],
     );
     let mut command = xtask();
     command.args(["pretrain", "--threads", "0", "--data"]).arg(&data).arg("--out").arg(&out);

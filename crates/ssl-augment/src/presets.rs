@@ -13,13 +13,14 @@ use crate::view::ViewConfig;
 type Preset = fn(usize) -> Vec<ViewConfig>;
 
 /// Every preset by the name of its method.
-const PRESETS: [(&str, Preset); 13] = [
+const PRESETS: [(&str, Preset); 14] = [
     ("simclr", |size| simclr(size, 1.0)),
     ("moco_v1", moco_v1),
     ("moco_v2", moco_v2),
     ("moco_v3", moco_v3),
     ("byol", byol),
     ("swav", swav),
+    ("seer", seer),
     ("dino", dino),
     ("msn", msn),
     ("mae", mae),
@@ -30,7 +31,7 @@ const PRESETS: [(&str, Preset); 13] = [
 ];
 
 /// The names that [`by_name`] knows.
-pub fn names() -> [&'static str; 13] {
+pub fn names() -> [&'static str; 14] {
     PRESETS.map(|(name, _)| name)
 }
 
@@ -139,6 +140,15 @@ pub fn swav(size: usize) -> Vec<ViewConfig> {
     };
     let small = ViewConfig { size: small_size(size), copies: 6, crop_scale: [0.05, 0.14], ..large.clone() };
     vec![large, small]
+}
+
+/// SEER: two large and four small views of 160 and 96 pixels, otherwise as SwAV's (Goyal et al., 2021,
+/// <https://arxiv.org/abs/2103.01988>). The small ones are 96/160 of `size`, rounded.
+pub fn seer(size: usize) -> Vec<ViewConfig> {
+    let mut views = swav(size);
+    views[1].size = (size as f64 * 96.0 / 160.0).round().max(1.0) as usize;
+    views[1].copies = 4;
+    views
 }
 
 /// DINO: two different global and eight local views (Caron et al., 2021, <https://arxiv.org/abs/2104.14294>).

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use ssl_nn::Scope;
 
+use crate::regnet::RegNetConfig;
 use crate::resnet::{ResNetConfig, Stem};
 use crate::vit::VitConfig;
 
@@ -27,7 +28,7 @@ pub trait Backbone: Send + Sync {
 pub struct BackboneConfig {
     /// One of [`BackboneConfig::NAMES`].
     pub name: String,
-    /// ResNet: first layers, `imagenet` for large images, `cifar` for images up to about 64 pixels.
+    /// ResNet and RegNet: first layers, `imagenet` for large images, `cifar` for images up to about 64 pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stem: Option<Stem>,
     /// ResNet: channels of the first stage, in 1..=4096; the published networks have 64.
@@ -51,16 +52,34 @@ pub struct BackboneConfig {
 /// The networks that there are.
 enum Architecture {
     ResNet(ResNetConfig),
+    RegNet(RegNetConfig),
     Vit(VitConfig),
 }
 
 impl BackboneConfig {
     /// The architectures that can be built.
-    pub const NAMES: [&'static str; 7] =
-        ["resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small", "vit_base", "vit_large"];
+    pub const NAMES: [&'static str; 17] = [
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "regnet_y_400mf",
+        "regnet_y_800mf",
+        "regnet_y_1_6gf",
+        "regnet_y_3_2gf",
+        "regnet_y_8gf",
+        "regnet_y_16gf",
+        "regnet_y_32gf",
+        "regnet_y_128gf",
+        "regnet_y_256gf",
+        "regnet_y_10b",
+        "vit_tiny",
+        "vit_small",
+        "vit_base",
+        "vit_large",
+    ];
 
-    /// The published network `name`: a ResNet with ImageNet stem and width 64, or a ViT for images of 224 pixels and
-    /// patches of 16.
+    /// The published network `name`: a ResNet with ImageNet stem and width 64, a RegNet with ImageNet stem, or a ViT for
+    /// images of 224 pixels and patches of 16.
     ///
     /// # Errors
     /// If there is no such network; the message lists those there are.
@@ -81,6 +100,7 @@ impl BackboneConfig {
                 zero_init_residual: Some(resnet.zero_init_residual),
                 ..none
             },
+            Architecture::RegNet(regnet) => Self { stem: Some(regnet.stem), ..none },
             Architecture::Vit(vit) => {
                 Self { image_size: Some(vit.image_size), patch_size: Some(vit.patch_size), ..none }
             }
@@ -102,6 +122,7 @@ impl BackboneConfig {
     pub fn build(&self, scope: &Scope) -> Result<Box<dyn Backbone>> {
         Ok(match self.checked()? {
             Architecture::ResNet(resnet) => Box::new(resnet.build(scope)?),
+            Architecture::RegNet(regnet) => Box::new(regnet.build(scope)?),
             Architecture::Vit(vit) => Box::new(vit.build(scope)?),
         })
     }
@@ -113,6 +134,7 @@ impl BackboneConfig {
     pub fn embed_dim(&self) -> Result<usize> {
         Ok(match self.checked()? {
             Architecture::ResNet(resnet) => resnet.embed_dim(),
+            Architecture::RegNet(regnet) => regnet.embed_dim().map_err(candle_core::Error::Msg)?,
             Architecture::Vit(vit) => vit.dim,
         })
     }
@@ -123,7 +145,7 @@ impl BackboneConfig {
     /// If the name is unknown.
     pub fn pooling(&self) -> Result<&'static str> {
         Ok(match published(&self.name).map_err(candle_core::Error::Msg)? {
-            Architecture::ResNet(_) => "avg",
+            Architecture::ResNet(_) | Architecture::RegNet(_) => "avg",
             Architecture::Vit(_) => "token",
         })
     }
@@ -147,6 +169,19 @@ impl BackboneConfig {
                     stem: self.stem.unwrap_or(base.stem),
                     width,
                     zero_init_residual: self.zero_init_residual.unwrap_or(base.zero_init_residual),
+                    recompute: self.recompute.unwrap_or(base.recompute),
+                    ..base
+                }))
+            }
+            Architecture::RegNet(base) => {
+                self.refuse(&[
+                    ("width", self.width.is_some()),
+                    ("zero_init_residual", self.zero_init_residual.is_some()),
+                    ("image_size", self.image_size.is_some()),
+                    ("patch_size", self.patch_size.is_some()),
+                ])?;
+                Ok(Architecture::RegNet(RegNetConfig {
+                    stem: self.stem.unwrap_or(base.stem),
                     recompute: self.recompute.unwrap_or(base.recompute),
                     ..base
                 }))
@@ -183,6 +218,16 @@ fn published(name: &str) -> std::result::Result<Architecture, String> {
         "resnet18" => Architecture::ResNet(ResNetConfig::resnet18()),
         "resnet34" => Architecture::ResNet(ResNetConfig::resnet34()),
         "resnet50" => Architecture::ResNet(ResNetConfig::resnet50()),
+        "regnet_y_400mf" => Architecture::RegNet(RegNetConfig::regnet_y_400mf()),
+        "regnet_y_800mf" => Architecture::RegNet(RegNetConfig::regnet_y_800mf()),
+        "regnet_y_1_6gf" => Architecture::RegNet(RegNetConfig::regnet_y_1_6gf()),
+        "regnet_y_3_2gf" => Architecture::RegNet(RegNetConfig::regnet_y_3_2gf()),
+        "regnet_y_8gf" => Architecture::RegNet(RegNetConfig::regnet_y_8gf()),
+        "regnet_y_16gf" => Architecture::RegNet(RegNetConfig::regnet_y_16gf()),
+        "regnet_y_32gf" => Architecture::RegNet(RegNetConfig::regnet_y_32gf()),
+        "regnet_y_128gf" => Architecture::RegNet(RegNetConfig::regnet_y_128gf()),
+        "regnet_y_256gf" => Architecture::RegNet(RegNetConfig::regnet_y_256gf()),
+        "regnet_y_10b" => Architecture::RegNet(RegNetConfig::regnet_y_10b()),
         "vit_tiny" => Architecture::Vit(VitConfig::vit_tiny()),
         "vit_small" => Architecture::Vit(VitConfig::vit_small()),
         "vit_base" => Architecture::Vit(VitConfig::vit_base()),
@@ -252,6 +297,7 @@ mod tests {
             (resnet("resnet18", Stem::ImageNet, 8), 64),
             (resnet("resnet50", Stem::ImageNet, 4), 48),
             (vit, 32),
+            (BackboneConfig::named("regnet_y_400mf").unwrap(), 32),
         ] {
             for train in [true, false] {
                 let again = BackboneConfig { recompute: Some(true), ..config.clone() };

@@ -19,6 +19,8 @@
 mod backbone;
 mod encoder;
 mod error;
+mod part;
+mod regnet;
 mod resnet;
 mod tensor_file;
 mod vit;
@@ -26,6 +28,7 @@ mod vit;
 pub use backbone::{Backbone, BackboneConfig};
 pub use encoder::{Encoder, EncoderInfo, load_encoder, save_encoder};
 pub use error::{Error, Result};
+pub use regnet::{RegNet, RegNetConfig, RegNetStage};
 pub use resnet::{Block, ResNet, ResNetConfig, Stem};
 pub use tensor_file::{TensorFile, write_atomically};
 pub use vit::{Vit, VitConfig};

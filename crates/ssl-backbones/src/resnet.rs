@@ -4,17 +4,19 @@
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_nn::{
-    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Residual, Scope, Shortcut,
-    global_avg_pool_channels_last, max_pool2d_channels_last, recompute, residual_blocks, stem,
+    ConvNorm, Residual, Scope, Shortcut, global_avg_pool_channels_last, max_pool2d_channels_last,
+    residual_blocks, stem,
 };
 
 use crate::backbone::Backbone;
+use crate::part::{Part, Sizes};
 
 /// The first layers of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stem {
-    /// 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2: a quarter of the resolution remains.
+    /// ResNet: 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2: a quarter of the resolution remains.
+    /// RegNet: 3x3 convolution with stride 2.
     ImageNet,
     /// 3x3 convolution with stride 1 and no pooling, for small images (SimCLR, appendix B.9).
     Cifar,
@@ -51,7 +53,7 @@ pub struct ResNetConfig {
     pub stem: Stem,
     /// Start the last batch norm of every block at 0.
     pub zero_init_residual: bool,
-    /// Compute the stem and each block again in the backward pass ([`recompute`]): equal results in less memory and
+    /// Compute the stem and each block again in the backward pass ([`ssl_nn::recompute`]): equal results in less memory and
     /// more time.
     pub recompute: bool,
 }
@@ -93,8 +95,8 @@ impl ResNetConfig {
             Stem::ImageNet => (7, 2),
             Stem::Cifar => (3, 1),
         };
-        let sizes = (3, self.width, kernel, stride);
-        let first = layer(sizes, 1.0, &scope.pp("conv1"), &scope.pp("bn1"))?;
+        let sizes = Sizes::new(3, self.width, kernel, stride);
+        let first = sizes.layer(1.0, &scope.pp("conv1"), &scope.pp("bn1"))?;
         let mut channels = self.width;
         let stages = (0..4).map(|stage| {
             let (width, scope) = (self.width << stage, scope.pp(format!("layer{}", stage + 1)));
@@ -128,24 +130,15 @@ impl ResNet {
     /// # Errors
     /// If `x` is not `(B, 3, H, W)` or too small.
     pub fn forward_stages(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>> {
-        let mut x = self.forward_part(&self.first, x, train)?;
+        // Inside of the network the channels come last: from the first layers on it is `(B, H, W, C)`.
+        let mut x = self.first.run(x, train, self.recompute)?;
         let stages = self.stages.iter().map(|blocks| {
             for block in blocks {
-                x = self.forward_part(block, &x, train)?;
+                x = block.run(&x, train, self.recompute)?;
             }
             x.permute((0, 3, 1, 2))?.contiguous()
         });
         stages.collect()
-    }
-
-    /// Inside of the network the channels come last: from the first layers on it is `(B, H, W, C)`.
-    fn forward_part<P: Part>(&self, part: &P, x: &Tensor, train: bool) -> Result<Tensor> {
-        if !self.recompute {
-            return part.forward_t(x, train);
-        }
-        let buffers: Vec<_> = part.layers().flat_map(|layer| layer.norm.buffers()).collect();
-        let part = part.clone();
-        recompute(x, &buffers, move |x| part.forward_t(x, train))
     }
 }
 
@@ -157,8 +150,8 @@ impl Backbone for ResNet {
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut blocks = self.stages.iter().flatten();
         let x = if self.recompute {
-            let x = self.forward_part(&self.first, x, train)?;
-            blocks.try_fold(x, |x, block| self.forward_part(block, &x, train))?
+            let x = self.first.run(x, train, true)?;
+            blocks.try_fold(x, |x, block| block.run(&x, train, true))?
         } else {
             let blocks = blocks.map(ResidualBlock::residual);
             match self.first.stem {
@@ -168,7 +161,7 @@ impl Backbone for ResNet {
                 // Without a pool in between, all layers are one operation.
                 Stem::Cifar => {
                     let layers = std::slice::from_ref(&self.first.layer);
-                    let first = Residual { branch: layers, shortcut: Shortcut::None };
+                    let first = Residual { branch: layers, gate: None, shortcut: Shortcut::None };
                     let x = x.permute((0, 2, 3, 1))?.contiguous()?;
                     residual_blocks(&x, &std::iter::once(first).chain(blocks).collect::<Vec<_>>(), train)?
                 }
@@ -176,14 +169,6 @@ impl Backbone for ResNet {
         };
         global_avg_pool_channels_last(&x)
     }
-}
-
-/// A part of a network that can be computed again by itself.
-trait Part: Clone + Send + Sync + 'static {
-    /// All layers of it.
-    fn layers(&self) -> impl Iterator<Item = &ConvNorm>;
-
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor>;
 }
 
 /// The first layers: `(B, 3, H, W)` to `(B, H', W', C)`.
@@ -217,27 +202,30 @@ struct ResidualBlock {
 impl ResidualBlock {
     fn new(config: &ResNetConfig, c_in: usize, width: usize, stride: usize, scope: &Scope) -> Result<Self> {
         let c_out = width * config.block.expansion();
-        // (channels in, channels out, kernel, stride) of each convolution of the branch.
         let sizes = match config.block {
-            Block::Basic => vec![(c_in, width, 3, stride), (width, width, 3, 1)],
-            Block::Bottleneck => vec![(c_in, width, 1, 1), (width, width, 3, stride), (width, c_out, 1, 1)],
+            Block::Basic => vec![Sizes::new(c_in, width, 3, stride), Sizes::new(width, width, 3, 1)],
+            Block::Bottleneck => vec![
+                Sizes::new(c_in, width, 1, 1),
+                Sizes::new(width, width, 3, stride),
+                Sizes::new(width, c_out, 1, 1),
+            ],
         };
         let last = sizes.len();
         let branch = sizes.into_iter().zip(1..).map(|(sizes, i)| {
             let weight = if i == last && config.zero_init_residual { 0.0 } else { 1.0 };
-            layer(sizes, weight, &scope.pp(format!("conv{i}")), &scope.pp(format!("bn{i}")))
+            sizes.layer(weight, &scope.pp(format!("conv{i}")), &scope.pp(format!("bn{i}")))
         });
         let branch = branch.collect::<Result<_>>()?;
         let downsample = (stride != 1 || c_in != c_out).then(|| {
             let scope = scope.pp("downsample");
-            layer((c_in, c_out, 1, stride), 1.0, &scope.pp(0), &scope.pp(1))
+            Sizes::new(c_in, c_out, 1, stride).layer(1.0, &scope.pp(0), &scope.pp(1))
         });
         Ok(Self { branch, downsample: downsample.transpose()? })
     }
 
     fn residual(&self) -> Residual<'_> {
         let shortcut = self.downsample.as_ref().map_or(Shortcut::Identity, Shortcut::Projection);
-        Residual { branch: &self.branch, shortcut }
+        Residual { branch: &self.branch, gate: None, shortcut }
     }
 }
 
@@ -249,20 +237,6 @@ impl Part for ResidualBlock {
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         residual_blocks(x, &[self.residual()], train)
     }
-}
-
-/// A convolution of `(channels in, channels out, kernel, stride)` that keeps the size at stride 1, with its norm.
-fn layer(
-    (c_in, c_out, kernel, stride): (usize, usize, usize, usize),
-    weight_init: f64,
-    conv: &Scope,
-    norm: &Scope,
-) -> Result<ConvNorm> {
-    let config = Conv2dConfig { stride, padding: kernel / 2, ..Default::default() };
-    Ok(ConvNorm {
-        conv: Conv2d::new(c_in, c_out, kernel, config, conv)?,
-        norm: BatchNorm::new(c_out, BatchNormConfig { weight_init, ..Default::default() }, norm)?,
-    })
 }
 
 #[cfg(test)]

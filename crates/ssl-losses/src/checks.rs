@@ -19,3 +19,11 @@ pub(crate) fn temperature(value: f64) -> Result<()> {
     }
     Ok(())
 }
+
+/// A factor of a part of a loss must be a number from 0 on.
+pub(crate) fn weight(name: &str, value: f64) -> Result<()> {
+    if !(value.is_finite() && value >= 0.0) {
+        bail!("{name} must be finite and at least 0, got {value}");
+    }
+    Ok(())
+}

@@ -12,14 +12,26 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+mod barlow_twins;
 mod checks;
 mod info_nce;
 mod log_sum_exp;
 mod negative_cosine;
 mod normalize;
 mod nt_xent;
+mod sinkhorn;
+mod statistics;
+mod swav;
+#[cfg(test)]
+mod testing;
+mod vicreg;
 
+pub use barlow_twins::{BarlowTwinsTerms, barlow_twins, barlow_twins_terms};
 pub use info_nce::{in_batch_info_nce, info_nce, info_nce_logits};
 pub use negative_cosine::negative_cosine;
 pub use normalize::normalize;
 pub use nt_xent::nt_xent;
+pub use sinkhorn::sinkhorn;
+pub use statistics::standardize;
+pub use swav::SwavLoss;
+pub use vicreg::{VicRegTerms, VicRegWeights, vicreg, vicreg_terms};

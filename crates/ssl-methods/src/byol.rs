@@ -164,7 +164,9 @@ impl Method for Byol {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{CONTEXT, assert_gradients_reach, images, params, resnet};
+    use crate::testing::{
+        CONTEXT, assert_gradients_reach, assert_order_does_not_matter, images, params, resnet,
+    };
 
     const TINY: ByolConfig = ByolConfig {
         projector_hidden: 16,
@@ -203,17 +205,55 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_does_not_change_with_the_order_of_views_or_images() {
-        let params = params();
-        let method = Byol::new(&TINY, &resnet(), &params).unwrap();
-        let loss = |batch: &Batch| method.loss(batch, &CONTEXT).unwrap().loss.to_scalar::<f32>().unwrap();
+    fn the_order_of_views_and_images_does_not_matter() {
+        let loss = assert_order_does_not_matter(&Byol::new(&TINY, &resnet(), &params()).unwrap());
+        assert!((0.0..8.0).contains(&loss), "{loss}");
+    }
+
+    #[test]
+    fn without_a_predictor_a_target_that_is_the_online_network_finds_equal_views_equal() {
         let batch = images(2, 6);
-        let reversed = Batch { views: batch.views.iter().rev().cloned().collect(), ..batch.clone() };
-        let order = Tensor::new(&[3u32, 0, 5, 1, 4, 2], batch.views[0].device()).unwrap();
-        let views = batch.views.iter().map(|view| view.index_select(&order, 0).unwrap()).collect();
-        let value = loss(&batch);
-        assert!((value - loss(&reversed)).abs() < 1e-5);
-        assert!((value - loss(&Batch { views, ..batch.clone() })).abs() < 1e-5);
-        assert!((0.0..8.0).contains(&value), "{value}");
+        let equal = Batch { views: vec![batch.views[0].clone(); 2], ..batch.clone() };
+        let loss = |config: &ByolConfig, batch: &Batch| {
+            let method = Byol::new(config, &resnet(), &params()).unwrap();
+            method.loss(batch, &CONTEXT).unwrap().loss.to_scalar::<f32>().unwrap()
+        };
+        let without = ByolConfig { predictor_hidden: 0, ..TINY };
+        assert!(loss(&without, &equal).abs() < 1e-5);
+        assert!(loss(&without, &batch) > 1e-3 && loss(&TINY, &equal) > 1e-3);
+    }
+
+    #[test]
+    fn the_momentum_rises_to_its_final_value_along_a_cosine() {
+        let params = params();
+        let mut method = Byol::new(&TINY, &resnet(), &params).unwrap();
+        let get = |name: &str| params.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+        let online = params.get("projector.0.weight").unwrap();
+        online.set(&(online.as_tensor() + 1.0).unwrap()).unwrap();
+        // Half-way the momentum is 0.95, at the end 1.
+        let gap = || get("projector.0.weight") - get("teacher.projector.0.weight");
+        method.after_step(&StepContext { step: 5, ..CONTEXT }, &[]).unwrap();
+        assert!((gap() - 0.95).abs() < 1e-5, "{}", gap());
+        method.after_step(&StepContext { step: 10, ..CONTEXT }, &[]).unwrap();
+        assert!((gap() - 0.95).abs() < 1e-5, "{}", gap());
+    }
+
+    #[test]
+    fn wrong_views_and_settings_are_refused() {
+        let method = Byol::new(&TINY, &resnet(), &params()).unwrap();
+        let error = method.loss(&images(3, 4), &CONTEXT).unwrap_err().to_string();
+        assert!(error.contains("2 views, got 3"), "{error}");
+        for (bad, message) in [
+            (ByolConfig { projector_hidden: 0, ..TINY }, "method.projector_hidden = 0 is not in 1..=65536"),
+            (ByolConfig { projector_dim: 0, ..TINY }, "method.projector_dim = 0 is not in 1..=65536"),
+            (
+                ByolConfig { predictor_hidden: 70_000, ..TINY },
+                "method.predictor_hidden = 70000 is not in 0..=65536",
+            ),
+            (ByolConfig { momentum: 1.5, ..TINY }, "method.momentum = 1.5 is not in [0, 1]"),
+            (ByolConfig { final_momentum: -0.5, ..TINY }, "method.final_momentum = -0.5 is not in [0, 1]"),
+        ] {
+            assert_eq!(bad.validate().unwrap_err(), message);
+        }
     }
 }

@@ -5,11 +5,16 @@ use serde::{Deserialize, Serialize};
 use ssl_backbones::BackboneConfig;
 use ssl_nn::Params;
 
+use crate::barlow_twins::BarlowTwinsConfig;
 use crate::byol::ByolConfig;
 use crate::method::Method;
 use crate::moco::MocoConfig;
 use crate::moco_v3::MocoV3Config;
+use crate::seer::SeerConfig;
 use crate::simclr::SimClrConfig;
+use crate::simsiam::SimSiamConfig;
+use crate::swav::SwavConfig;
+use crate::vicreg::VicRegConfig;
 
 /// The settings of one method.
 pub(crate) trait Settings {
@@ -82,6 +87,16 @@ methods! {
     "moco-v2" => MocoV2(MocoConfig) = MocoConfig::v2(),
     /// MoCo v3.
     "moco-v3" => MocoV3(MocoV3Config) = MocoV3Config::default(),
+    /// SimSiam.
+    "simsiam" => SimSiam(SimSiamConfig) = SimSiamConfig::default(),
+    /// Barlow Twins.
+    "barlow-twins" => BarlowTwins(BarlowTwinsConfig) = BarlowTwinsConfig::default(),
+    /// VICReg.
+    "vicreg" => VicReg(VicRegConfig) = VicRegConfig::default(),
+    /// SwAV.
+    "swav" => Swav(SwavConfig) = SwavConfig::default(),
+    /// SEER.
+    "seer" => Seer(SeerConfig) = SeerConfig::default(),
 }
 
 impl MethodConfig {

@@ -3,6 +3,7 @@
 //! A [`Method`] turns a [`Batch`] of views into a loss. It knows nothing of files, epochs, optimisers or loggers; all
 //! its state lives in the [`ssl_nn::Params`] it was built with.
 
+mod barlow_twins;
 mod byol;
 mod checks;
 mod config;
@@ -10,16 +11,25 @@ mod method;
 mod moco;
 mod moco_v3;
 mod queue;
+mod seer;
 mod simclr;
+mod simsiam;
 mod split_norm;
+mod swav;
 mod teacher;
 #[cfg(test)]
 mod testing;
+mod vicreg;
 
+pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig};
 pub use byol::{Byol, ByolConfig};
 pub use config::MethodConfig;
 pub use method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 pub use moco::{Moco, MocoConfig};
 pub use moco_v3::{MocoV3, MocoV3Config};
 pub use queue::Queue;
+pub use seer::SeerConfig;
 pub use simclr::{SimClr, SimClrConfig};
+pub use simsiam::{SimSiam, SimSiamConfig};
+pub use swav::{Swav, SwavConfig};
+pub use vicreg::{VicReg, VicRegConfig};

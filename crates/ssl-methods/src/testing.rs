@@ -54,3 +54,18 @@ pub(crate) fn assert_gradients_reach(method: &dyn Method, params: &Params, batch
     let again = method.loss(batch, &CONTEXT).unwrap().loss;
     assert_eq!(loss.to_scalar::<f32>().unwrap(), again.to_scalar::<f32>().unwrap());
 }
+
+/// Asserts that the loss of two views changes neither with their order nor with that of the images, and returns it.
+pub(crate) fn assert_order_does_not_matter(method: &dyn Method) -> f32 {
+    let loss = |batch: &Batch| method.loss(batch, &CONTEXT).unwrap().loss.to_scalar::<f32>().unwrap();
+    let batch = images(2, 6);
+    let reversed = Batch { views: batch.views.iter().rev().cloned().collect(), ..batch.clone() };
+    let order = Tensor::new(&[3u32, 0, 5, 1, 4, 2], &Device::Cpu).unwrap();
+    let views = batch.views.iter().map(|view| view.index_select(&order, 0).unwrap()).collect();
+    let value = loss(&batch);
+    for other in [reversed, Batch { views, ..batch.clone() }] {
+        let difference = (value - loss(&other)).abs();
+        assert!(difference < 1e-5 * (1.0 + value.abs()), "{value} differs by {difference}");
+    }
+    value
+}

@@ -14,6 +14,8 @@ use crate::convolve::{forward, input_gradient, input_gradient_then, weight_gradi
 use crate::geometry::Geometry;
 use crate::graph::{Gradients, gradient, node};
 use crate::kernel::vectorised;
+use crate::real::Real;
+use crate::squeeze_excitation::{Excitation, Sizes, SqueezeExcitation};
 use crate::storage::{Element, dispatch, reader};
 
 /// A convolution and the batch norm after it.
@@ -42,6 +44,8 @@ pub enum Shortcut<'a> {
 pub struct Residual<'a> {
     /// At least one layer.
     pub branch: &'a [ConvNorm],
+    /// Weighs the channels before the last layer of the branch, which then has at least two.
+    pub gate: Option<&'a SqueezeExcitation>,
     /// What is added to the branch.
     pub shortcut: Shortcut<'a>,
 }
@@ -51,7 +55,7 @@ pub struct Residual<'a> {
 /// # Errors
 /// As the convolution and the batch norm.
 pub fn stem(x: &Tensor, layer: &ConvNorm, train: bool) -> Result<Tensor> {
-    let block = Residual { branch: std::slice::from_ref(layer), shortcut: Shortcut::None };
+    let block = Residual { branch: std::slice::from_ref(layer), gate: None, shortcut: Shortcut::None };
     residual_blocks(&x.permute((0, 2, 3, 1))?.contiguous()?, &[block], train)
 }
 
@@ -66,7 +70,7 @@ pub fn residual_block(
     train: bool,
 ) -> Result<Tensor> {
     let shortcut = shortcut.map_or(Shortcut::Identity, Shortcut::Projection);
-    residual_blocks(x, &[Residual { branch, shortcut }], train)
+    residual_blocks(x, &[Residual { branch, gate: None, shortcut }], train)
 }
 
 /// Residual blocks one after the other, as one operation: `(B, H, W, C_in)` to `(B, H', W', C_out)`, channels last.
@@ -78,6 +82,9 @@ pub fn residual_blocks(x: &Tensor, blocks: &[Residual<'_>], train: bool) -> Resu
     if blocks.is_empty() || blocks.iter().any(|block| block.branch.is_empty()) {
         bail!("residual block: the branch has no layers");
     }
+    if blocks.iter().any(|block| block.gate.is_some() && block.branch.len() < 2) {
+        bail!("residual block: the gate stands before the last of two layers or more, the branch has one");
+    }
     if !x.device().is_cpu() {
         return blocks.iter().try_fold(x.clone(), |x, block| composite(&x, block, train));
     }
@@ -85,7 +92,7 @@ pub fn residual_blocks(x: &Tensor, blocks: &[Residual<'_>], train: bool) -> Resu
     dispatch!(x.dtype(), "residual block", T => on_cpu::<T>(x, blocks, train))
 }
 
-fn on_cpu<T: Element>(x: Tensor, blocks: &[Residual<'_>], train: bool) -> Result<Tensor> {
+fn on_cpu<T: Real>(x: Tensor, blocks: &[Residual<'_>], train: bool) -> Result<Tensor> {
     let mut inputs = vec![x.clone()];
     let mut chains: Vec<(Chain<T>, Saved<T>)> = Vec::with_capacity(blocks.len());
     // The output of the last block so far; those before are the inputs of the next.
@@ -122,12 +129,16 @@ fn on_cpu<T: Element>(x: Tensor, blocks: &[Residual<'_>], train: bool) -> Result
 
 /// The same layer by layer, for devices without a kernel of ours.
 fn composite(x: &Tensor, block: &Residual<'_>, train: bool) -> Result<Tensor> {
-    let Residual { branch, shortcut } = *block;
+    let Residual { branch, gate, shortcut } = *block;
     let x = x.permute((0, 3, 1, 2))?.contiguous()?;
     let layer = |x: &Tensor, layer: &ConvNorm| layer.norm.forward_t(&layer.conv.forward(x)?, train);
     let mut y = x.clone();
     for (i, unit) in branch.iter().enumerate() {
-        y = layer(&if i == 0 { y } else { y.relu()? }, unit)?;
+        y = if i == 0 { y } else { y.relu()? };
+        if let (Some(gate), true) = (gate, i + 1 == branch.len()) {
+            y = gate.composite(&y.permute((0, 2, 3, 1))?)?.permute((0, 3, 1, 2))?.contiguous()?;
+        }
+        y = layer(&y, unit)?;
     }
     let y = match shortcut {
         Shortcut::None => y.relu()?,
@@ -139,21 +150,27 @@ fn composite(x: &Tensor, block: &Residual<'_>, train: bool) -> Result<Tensor> {
 
 /// The sizes and tensors of a chain on the CPU.
 struct Chain<T> {
-    /// `x`, and for each layer of the branch and then of the shortcut its kernel, scale and shift.
+    /// `x`, for each layer of the branch and then of the shortcut its kernel, scale and shift, and those of the gate.
     inputs: Vec<Tensor>,
     branch: Vec<Geometry>,
     /// `None` if the input itself is added; a projection's sizes.
     projection: Option<Geometry>,
+    /// The gate's sizes, and where its tensors begin.
+    gate: Option<(Sizes, usize)>,
     identity: bool,
     element: std::marker::PhantomData<fn() -> T>,
 }
 
-/// What the backward pass needs: each convolution's output and its normalisation, those of the shortcut last.
-type Saved<T> = Vec<(Vec<T>, ChannelNorm<T>)>;
+/// What the backward pass needs.
+struct Saved<T> {
+    /// Each convolution's output and its normalisation, those of the shortcut last.
+    layers: Vec<(Vec<T>, ChannelNorm<T>)>,
+    gate: Option<Excitation<T>>,
+}
 
-impl<T: Element> Chain<T> {
+impl<T: Real> Chain<T> {
     fn new(x: &Tensor, block: &Residual<'_>) -> Result<Self> {
-        let Residual { branch, shortcut } = *block;
+        let Residual { branch, gate, shortcut } = *block;
         let (batch, h, w, c) = x.dims4()?;
         let mut inputs = vec![x.clone()];
         let mut add = |unit: &ConvNorm, size: (usize, usize, usize, usize)| {
@@ -183,8 +200,19 @@ impl<T: Element> Chain<T> {
                 "residual block: the branch ends in {size:?}, the shortcut in {other:?} (batch, channels, rows, columns)"
             );
         }
+        let gate = match gate {
+            Some(gate) => {
+                let g = &geometries[geometries.len() - 1];
+                let at = inputs.len();
+                for i in 0..4 {
+                    inputs.push(gate.part(i)?);
+                }
+                Some((gate.sizes((g.batch, g.h, g.w, g.c_in))?, at))
+            }
+            None => None,
+        };
         let identity = matches!(shortcut, Shortcut::Identity);
-        Ok(Self { inputs, branch: geometries, projection, identity, element: std::marker::PhantomData })
+        Ok(Self { inputs, branch: geometries, projection, gate, identity, element: std::marker::PhantomData })
     }
 
     fn output_shape(&self) -> (usize, usize, usize, usize) {
@@ -193,7 +221,7 @@ impl<T: Element> Chain<T> {
     }
 
     fn forward(&self, block: &Residual<'_>, train: bool) -> Result<(Vec<T>, Saved<T>)> {
-        let Residual { branch, shortcut } = *block;
+        let Residual { branch, shortcut, .. } = *block;
         let x = reader(&self.inputs[0]);
         let x = x.slice::<T>()?;
         let layer = |i: usize, g: &Geometry, unit: &ConvNorm, x: &[T]| {
@@ -201,10 +229,17 @@ impl<T: Element> Chain<T> {
             let norm = unit.norm.channel_norm(&z, train)?;
             Ok::<_, candle_core::Error>((z, norm))
         };
-        let mut saved: Saved<T> = Vec::with_capacity(self.branch.len() + 1);
+        let mut saved: Vec<(Vec<T>, ChannelNorm<T>)> = Vec::with_capacity(self.branch.len() + 1);
+        let mut excitation = None;
         for (i, (g, unit)) in self.branch.iter().zip(branch).enumerate() {
             let done = match saved.last() {
-                Some((z, norm)) => layer(i, g, unit, &norm.apply(z, true))?,
+                Some((z, norm)) => {
+                    let mut x = norm.apply(z, true);
+                    if let Some((sizes, at)) = self.gate_before(i) {
+                        excitation = Some(sizes.excite(&mut x, &self.inputs[at..at + 4])?);
+                    }
+                    layer(i, g, unit, &x)?
+                }
                 None => layer(i, g, unit, x)?,
             };
             saved.push(done);
@@ -219,7 +254,12 @@ impl<T: Element> Chain<T> {
             None if self.identity => norm.add_relu(z, x),
             None => norm.apply(z, true),
         };
-        Ok((y, saved))
+        Ok((y, Saved { layers: saved, gate: excitation }))
+    }
+
+    /// The gate, if it stands before layer `i`.
+    fn gate_before(&self, i: usize) -> Option<(Sizes, usize)> {
+        self.gate.filter(|_| i + 1 == self.branch.len())
     }
 
     /// The gradients of [`Self::inputs`], that of `x` if it is wanted.
@@ -239,7 +279,15 @@ impl<T: Element> Chain<T> {
             let last = i + 1 == self.branch.len();
             let from = if last { (dy, Gate::Output(y)) } else { (&below[..], Gate::Own) };
             let dz = self.norm_gradient(saved, i, from, &mut gradients)?;
-            match i.checked_sub(1).map(|before| &saved[before]) {
+            let before = i.checked_sub(1).map(|before| &saved.layers[before]);
+            if let (Some(gate), Some(kept), Some((z, norm))) = (self.gate_before(i), &saved.gate, before) {
+                let mut x = norm.apply(z, true);
+                below = self.input_gradient(i, g, &dz)?;
+                self.gate_gradient(gate, kept, &mut x, &mut below, &mut gradients)?;
+                self.weight_gradient(i, g, &x, &dz, &mut gradients)?;
+                continue;
+            }
+            match before {
                 Some((z, norm)) => self.weight_gradient(i, g, &norm.apply(z, true), &dz, &mut gradients)?,
                 None => self.weight_gradient(i, g, x, &dz, &mut gradients)?,
             }
@@ -262,6 +310,23 @@ impl<T: Element> Chain<T> {
         Ok(gradients)
     }
 
+    /// Back through the gate, whose input `x` becomes its output and whose output's gradient `d` becomes the input's.
+    fn gate_gradient(
+        &self,
+        (sizes, at): (Sizes, usize),
+        kept: &Excitation<T>,
+        x: &mut [T],
+        d: &mut [T],
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let own = sizes.gradients(x, d, kept, &self.inputs[at..at + 4])?;
+        for (place, data) in (at..).zip(own) {
+            gradients[place] = gradient(data, &self.inputs[place])?;
+        }
+        sizes.weigh(x, kept);
+        Ok(())
+    }
+
     /// Back through the batch norm of layer `i`.
     fn norm_gradient(
         &self,
@@ -270,7 +335,7 @@ impl<T: Element> Chain<T> {
         (dy, gate): (&[T], Gate<'_, T>),
         gradients: &mut Gradients,
     ) -> Result<Vec<T>> {
-        let (z, norm) = &saved[i];
+        let (z, norm) = &saved.layers[i];
         let (dz, d_weight, d_bias) = norm.gradients(z, dy, gate);
         for (place, data) in [(2 + 3 * i, d_weight), (3 + 3 * i, d_bias)] {
             gradients[place] = gradient(data, &self.inputs[place])?;
@@ -353,7 +418,7 @@ mod tests {
             crate::Init::Normal { std: 1.0 }.sample(&[2, 3, 2, 3], 1, "x", DType::F64, &Device::Cpu).unwrap();
         let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let ours = values(residual_block(&x, &branch, Some(&shortcut), true).unwrap());
-        let block = Residual { branch: &branch, shortcut: Shortcut::Projection(&shortcut) };
+        let block = Residual { branch: &branch, gate: None, shortcut: Shortcut::Projection(&shortcut) };
         let theirs = values(composite(&x, &block, true).unwrap());
         ours.iter().zip(theirs).for_each(|(a, b)| assert!((a - b).abs() < 1e-9, "{a} {b}"));
     }

@@ -8,8 +8,9 @@ mod differences;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Mlp, MlpConfig, Params, Purpose,
-    Residual, Rng, Shortcut, add_relu, avg_pool2d, conv2d, global_avg_pool, global_avg_pool_channels_last,
-    max_pool2d, max_pool2d_channels_last, relu, residual_block, residual_blocks, rng,
+    Residual, Rng, Shortcut, SqueezeExcitation, add_relu, avg_pool2d, conv2d, global_avg_pool,
+    global_avg_pool_channels_last, max_pool2d, max_pool2d_channels_last, relu, residual_block,
+    residual_blocks, rng,
 };
 
 use differences::{
@@ -171,8 +172,11 @@ fn blocks_in_a_row_equal_single_blocks() {
     let branches = [[layer("a", 3, 3, 1)], [layer("b", 3, 17, 2)], [layer("c", 17, 17, 1)]];
     let projection = layer("d", 3, 17, 2);
     let shortcuts = [Shortcut::None, Shortcut::Projection(&projection), Shortcut::Identity];
-    let blocks: Vec<_> =
-        branches.iter().zip(shortcuts).map(|(branch, shortcut)| Residual { branch, shortcut }).collect();
+    let blocks: Vec<_> = branches
+        .iter()
+        .zip(shortcuts)
+        .map(|(branch, shortcut)| Residual { branch, gate: None, shortcut })
+        .collect();
     let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let x = Var::from_tensor(&uniform(&mut rng(2, Purpose::Init, 9, 0, 0), &[3, 5, 6, 3])).unwrap();
     // With and without a gradient of the input.
@@ -191,6 +195,84 @@ fn blocks_in_a_row_equal_single_blocks() {
             assert_eq!(values(grads.get(&var).unwrap()), values(expected_grads.get(&var).unwrap()), "{name}");
         }
     }
+}
+
+#[test]
+fn squeeze_excitation() {
+    for (layout, mut rng) in layouts().zip(cases(10, 60)) {
+        let (channels, squeezed) = (1 + below(&mut rng, 20), 1 + below(&mut rng, 5));
+        let shape = [1 + below(&mut rng, 4), 1 + below(&mut rng, 4), 1 + below(&mut rng, 4), channels];
+        let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
+        let layer = SqueezeExcitation::new(channels, squeezed, &params.root()).unwrap();
+        let x = Input::uniform(&mut rng, &shape, layout);
+        let mut inputs = vec![x.var.clone()];
+        inputs.extend(params.trainable().into_iter().map(|(_, var)| var));
+        let label = format!("{shape:?} through {squeezed}, {layout:?}");
+        check(&mut rng, &label, &inputs, || layer.forward(&x.see()?));
+    }
+}
+
+/// A block with a gate, of a branch in groups, equals its layers one after the other.
+#[test]
+fn gated_blocks_equal_their_layers() {
+    for (layout, mut rng) in layouts().zip(cases(11, 40)) {
+        let (b, h, w) = (2 + below(&mut rng, 2), 3 + below(&mut rng, 5), 3 + below(&mut rng, 5));
+        let (c, stride, train) =
+            (4 * (1 + below(&mut rng, 3)), 1 + below(&mut rng, 2), below(&mut rng, 2) == 0);
+        let params = Params::new(below(&mut rng, 1000) as u64, DType::F64, &Device::Cpu);
+        let layer = |name: &str, kernel: usize, stride, groups| {
+            let scope = params.root().pp(name);
+            let config = Conv2dConfig { stride, padding: kernel / 2, groups, ..Default::default() };
+            ConvNorm {
+                conv: Conv2d::new(c, c, kernel, config, &scope).unwrap(),
+                norm: BatchNorm::new(c, BatchNormConfig::default(), &scope.pp("norm")).unwrap(),
+            }
+        };
+        let branch = [layer("a", 1, 1, 1), layer("b", 3, stride, c / 4), layer("c", 1, 1, 1)];
+        let gate = SqueezeExcitation::new(c, 1 + below(&mut rng, 4), &params.root().pp("gate")).unwrap();
+        let projection = (stride > 1).then(|| layer("shortcut", 1, stride, 1));
+        let shortcut = projection.as_ref().map_or(Shortcut::Identity, Shortcut::Projection);
+        let x = Input::uniform(&mut rng, &[b, h, w, c], layout);
+        let fused = || {
+            residual_blocks(&x.see()?, &[Residual { branch: &branch, gate: Some(&gate), shortcut }], train)
+        };
+        let layers = || {
+            let x = x.see()?.permute((0, 3, 1, 2))?;
+            let apply = |layer: &ConvNorm, x: &Tensor| layer.norm.forward_t(&layer.conv.forward(x)?, train);
+            let y = relu(&apply(&branch[1], &relu(&apply(&branch[0], &x)?)?)?)?;
+            let y = gate.forward(&y.permute((0, 2, 3, 1))?)?.permute((0, 3, 1, 2))?.contiguous()?;
+            let x = projection.as_ref().map_or(Ok(x.clone()), |layer| apply(layer, &x))?;
+            add_relu(&apply(&branch[2], &y)?, &x)?.permute((0, 2, 3, 1))?.contiguous()
+        };
+        let run = |f: &dyn Fn() -> Result<Tensor>| {
+            let y = f().unwrap();
+            let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            (y, grads)
+        };
+        let before: Vec<_> = params.buffers().iter().map(|(_, v)| v.as_tensor().copy().unwrap()).collect();
+        let (y, grads) = run(&fused);
+        params.buffers().iter().zip(&before).for_each(|((_, v), old)| v.set(old).unwrap());
+        let (expected, expected_grads) = run(&layers);
+        assert_close(&y, &expected, 1e-9);
+        let inputs = params.trainable().into_iter().chain([("x".to_owned(), x.var.clone())]);
+        for (_, input) in inputs {
+            assert_close(grads.get(&input).unwrap(), expected_grads.get(&input).unwrap(), 1e-9);
+        }
+    }
+}
+
+#[test]
+fn a_gate_needs_two_layers() {
+    let params = Params::new(0, DType::F64, &Device::Cpu);
+    let gate = SqueezeExcitation::new(3, 2, &params.root().pp("gate")).unwrap();
+    let branch = [ConvNorm {
+        conv: Conv2d::new(3, 3, 1, Conv2dConfig::default(), &params.root()).unwrap(),
+        norm: BatchNorm::new(3, BatchNormConfig::default(), &params.root().pp("norm")).unwrap(),
+    }];
+    let block = Residual { branch: &branch, gate: Some(&gate), shortcut: Shortcut::Identity };
+    let x = Tensor::zeros((2, 3, 3, 3), DType::F64, &Device::Cpu).unwrap();
+    let error = residual_blocks(&x, &[block], true).unwrap_err().to_string();
+    assert!(error.contains("the branch has one"), "{error}");
 }
 
 #[test]
@@ -259,7 +341,11 @@ fn results_do_not_depend_on_the_number_of_threads() {
         };
         let branch = [unit("a", 8, 24), unit("b", 24, 16)];
         let block = residual_block(&y.permute((0, 2, 3, 1)).unwrap(), &branch, Some(&unit("c", 8, 16)), true);
-        let block = block.unwrap().sqr().unwrap().mean_all().unwrap();
+        let block = block.unwrap();
+        let gate = SqueezeExcitation::new(16, 4, &params.root().pp("gate")).unwrap();
+        let second = [unit("d", 16, 16), unit("e", 16, 16)];
+        let gated = Residual { branch: &second, gate: Some(&gate), shortcut: Shortcut::Identity };
+        let block = residual_blocks(&block, &[gated], true).unwrap().sqr().unwrap().mean_all().unwrap();
         let y = max_pool2d(&bn.forward_relu_t(&y, true).unwrap(), 3, 2, 1).unwrap();
         let grads = (y.sqr().unwrap().sum_all().unwrap() + block).unwrap().backward().unwrap();
         let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1().unwrap();

@@ -8,11 +8,11 @@ mod differences;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Affine, AttentionOptions, BatchNorm, BatchNormConfig, BicubicConfig, Conv2d, Conv2dConfig, ConvNorm,
-    DrawsAt, Linear, LinearConfig, Mlp, MlpConfig, Params, Purpose, Scope, add_relu, attention, avg_pool2d,
-    conv2d, cross_entropy, drop_path, dropout, gelu, gelu_tanh, global_avg_pool,
-    global_avg_pool_channels_last, group_norm, interpolate_positions, layer_norm, log_softmax, max_pool2d,
-    max_pool2d_channels_last, quick_gelu, relu, residual_block, resize_bicubic, rms_norm, rng,
-    soft_cross_entropy, softmax, stem,
+    DrawsAt, Linear, LinearConfig, Mlp, MlpConfig, Params, Purpose, Residual, Scope, Shortcut,
+    SqueezeExcitation, add_relu, attention, avg_pool2d, conv2d, cross_entropy, drop_path, dropout, gelu,
+    gelu_tanh, global_avg_pool, global_avg_pool_channels_last, group_norm, interpolate_positions, layer_norm,
+    log_softmax, max_pool2d, max_pool2d_channels_last, quick_gelu, relu, residual_block, residual_blocks,
+    resize_bicubic, rms_norm, rng, soft_cross_entropy, softmax, stem,
 };
 
 use differences::{uniform, values};
@@ -20,7 +20,7 @@ use differences::{uniform, values};
 type Layer = fn(&Tensor) -> Result<Tensor>;
 
 /// Name, shape of the input, layer.
-const LAYERS: [(&str, &[usize], Layer); 36] = [
+const LAYERS: [(&str, &[usize], Layer); 38] = [
     ("relu", &[3, 4], relu),
     ("add relu", &[3, 4], |x| add_relu(x, &x.ones_like()?)),
     ("gelu", &[3, 4], gelu),
@@ -57,6 +57,16 @@ const LAYERS: [(&str, &[usize], Layer); 36] = [
     ("residual block, identity", &[2, 5, 5, 3], |x| {
         residual_block(x, &[conv_norm(x, "a", 3, 3)?], None, true)
     }),
+    ("residual block, gate", &[2, 5, 5, 3], |x| {
+        let branch = [conv_norm(x, "a", 3, 4)?, conv_norm(x, "b", 4, 3)?];
+        let gate = SqueezeExcitation::new(4, 2, &scope(x).pp("gate"))?;
+        residual_blocks(
+            x,
+            &[Residual { branch: &branch, gate: Some(&gate), shortcut: Shortcut::Identity }],
+            true,
+        )
+    }),
+    ("squeeze-excitation", &[2, 5, 5, 4], |x| SqueezeExcitation::new(4, 6, &scope(x))?.forward(x)),
     ("max pool", &[2, 2, 6, 6], |x| max_pool2d(x, 3, 2, 1)),
     ("max pool, channels last", &[2, 6, 6, 3], |x| max_pool2d_channels_last(x, 2, 2, 0)),
     ("average pool", &[2, 2, 6, 6], |x| avg_pool2d(x, 3, 2, 1)),

@@ -1,4 +1,8 @@
 //! Watches the embeddings of a run for collapse: all images on one point, or on a line.
+//!
+//! Directions are watched for all methods. A method whose loss compares embeddings as they are, without normalisation,
+//! reports the term `deviation` as well, the mean over dimensions of the standard deviation over samples, which its loss
+//! keeps near 1.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -54,14 +58,19 @@ impl CollapseWatch {
     pub(crate) fn look(&mut self, step: usize, terms: &[(&'static str, f64)]) -> Option<String> {
         let term = |name: &str| terms.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
         let (std, dimensions) = (term("embedding_std")?, term("embedding_dimensions")?);
-        self.collapsed = if std < 0.05 || dimensions < 1.5 { self.collapsed + 1 } else { 0 };
+        // Of methods that compare embeddings as they are, which keep it near 1: normalised ones do not show that all
+        // of them shrink.
+        let deviation = term("deviation");
+        let shrunk = deviation.is_some_and(|deviation| deviation < 0.05);
+        self.collapsed = if std < 0.05 || dimensions < 1.5 || shrunk { self.collapsed + 1 } else { 0 };
         if self.collapsed < PATIENCE || self.told {
             return None;
         }
         self.told = true;
+        let scale = deviation.map_or(String::new(), |d| format!(", {d:.3} before normalisation"));
         Some(format!(
-            "the embeddings have collapsed since step {}: standard deviation {std:.3} (1 is healthy, 0 is one point), \
-             {dimensions:.1} dimensions filled; the encoder is likely to learn nothing from here on",
+            "the embeddings have collapsed since step {}: standard deviation {std:.3} (1 is healthy, 0 is one point)\
+             {scale}, {dimensions:.1} dimensions filled; the encoder is likely to learn nothing from here on",
             step + 1 - PATIENCE
         ))
     }
@@ -97,5 +106,18 @@ mod tests {
         let said: Vec<_> = (PATIENCE + 1..200).filter_map(|step| watch.look(step, &terms(0.01))).collect();
         assert_eq!(said.len(), 1);
         assert!(said[0].contains("since step 6: standard deviation 0.010"), "{}", said[0]);
+    }
+
+    #[test]
+    fn embeddings_that_shrink_have_collapsed_whatever_their_directions() {
+        let terms = |deviation: f64| {
+            [("deviation", deviation), ("embedding_std", 1.0), ("embedding_dimensions", 9.0)]
+        };
+        let said = |deviation: f64| {
+            let mut watch = CollapseWatch::default();
+            (1..=PATIENCE).find_map(|step| watch.look(step, &terms(deviation)))
+        };
+        assert_eq!(said(0.4), None);
+        assert!(said(0.01).unwrap().contains("1.000 (1 is healthy, 0 is one point), 0.010 before"));
     }
 }

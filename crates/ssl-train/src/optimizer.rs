@@ -60,6 +60,10 @@ pub struct AdamConfig {
 }
 
 /// Settings of LARS. There are several rules of that name; docs/methods.md says who uses which.
+///
+/// apex's LARC, of SwAV and SEER, is `separate_norms` without `exclude_bias_and_norm`. A parameter or gradient of norm 0
+/// has no ratio: it takes the plain step, with `separate_norms` also without decay. Under LARC so does every bias that
+/// starts at 0, once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LarsConfig {

@@ -28,6 +28,18 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("moco-v3-fashion-mnist", include_str!("../recipes/moco-v3-fashion-mnist.toml")),
     ("moco-v3-cifar10", include_str!("../recipes/moco-v3-cifar10.toml")),
     ("moco-v3-imagenet", include_str!("../recipes/moco-v3-imagenet.toml")),
+    ("byol-cifar10", include_str!("../recipes/byol-cifar10.toml")),
+    ("byol-imagenet", include_str!("../recipes/byol-imagenet.toml")),
+    ("simsiam-fashion-mnist", include_str!("../recipes/simsiam-fashion-mnist.toml")),
+    ("simsiam-cifar10", include_str!("../recipes/simsiam-cifar10.toml")),
+    ("simsiam-imagenet", include_str!("../recipes/simsiam-imagenet.toml")),
+    ("barlow-twins-fashion-mnist", include_str!("../recipes/barlow-twins-fashion-mnist.toml")),
+    ("barlow-twins-cifar10", include_str!("../recipes/barlow-twins-cifar10.toml")),
+    ("barlow-twins-imagenet", include_str!("../recipes/barlow-twins-imagenet.toml")),
+    ("vicreg-fashion-mnist", include_str!("../recipes/vicreg-fashion-mnist.toml")),
+    ("vicreg-cifar10", include_str!("../recipes/vicreg-cifar10.toml")),
+    ("vicreg-imagenet", include_str!("../recipes/vicreg-imagenet.toml")),
+    ("swav-fashion-mnist", include_str!("../recipes/swav-fashion-mnist.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.

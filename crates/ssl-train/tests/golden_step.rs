@@ -18,6 +18,9 @@ use ssl_methods::{Batch, Method, MethodConfig, StepContext};
 use ssl_nn::Params;
 use ssl_train::{Gradients, Optimizer, OptimizerConfig};
 
+/// What a float32 may be off after a few updates, relative to itself.
+const ROUNDING: f64 = 3e-7;
+
 #[test]
 fn steps_are_those_of_pytorch() {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/steps"));
@@ -93,10 +96,16 @@ impl Golden {
             check.close(&format!("loss of step {step}"), &[*loss], &[*expected], case.tolerances.loss);
         }
         for (step, (gradients, expected)) in run.gradients.iter().zip(&reference.grad_norms).enumerate() {
+            let total = expected.values().map(|norm| norm * norm).sum::<f64>().sqrt();
             for (parameter, _) in &trainable {
                 let what = format!("gradient of {parameter} in step {step}");
                 match (gradients.get(parameter), expected.get(parameter)) {
                     // The steps before have amplified the rounding, so only the first gradient is held to the bound.
+                    // A bias in front of a batch norm has none: what is left of it is rounding.
+                    (Some(grad), Some(norm)) if *norm < 1e-12 * total => {
+                        let rest = l2(&to_f64(grad)) / total;
+                        check.equal(&format!("no {what}, but {rest:.1e} of all"), rest < 1e-6, true);
+                    }
                     (Some(grad), Some(norm)) => {
                         let tolerance = case.tolerances.gradient * if step == 0 { 1.0 } else { 10.0 };
                         check.close(
@@ -120,12 +129,18 @@ impl Golden {
         check.equal("the tensors", floats.len(), reference.movement_norms.len());
         for tensor in &floats {
             match reference.movement_norms.get(tensor) {
-                Some(norm) => check.close(
-                    &format!("norm of the movement of {tensor}"),
-                    &[l2(&run.movement(tensor))],
-                    &[*norm],
-                    reference.movement_tolerance,
-                ),
+                Some(norm) => {
+                    // What moves by less than its own rounding is compared with the size of that; and AdamW makes more
+                    // of a rest of a gradient where there should be none.
+                    let none = reference.grad_norms[0].get(tensor).is_some_and(|norm| *norm < 1e-12);
+                    let rounding = if none { 1e-4 } else { ROUNDING } * l2(&run.start[tensor]);
+                    let (ours, bound) = (l2(&run.movement(tensor)), reference.movement_tolerance * norm);
+                    let far = (ours - norm).abs() > bound.max(rounding);
+                    let what = format!(
+                        "{tensor} moves by {ours:.6e}, by {norm:.6e} in the reference: too far apart"
+                    );
+                    check.equal(&what, ours.is_nan() || far, false);
+                }
                 None => check.found.push(format!("{}: the reference has no {tensor}", check.place)),
             }
         }

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use ssl_vision::nn::{
-    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Linear, LinearConfig, Params, max_pool2d,
+    BatchNorm, BatchNormConfig, BlockOptions, Conv2d, Conv2dConfig, Linear, LinearConfig, Params,
+    TransformerBlock, TransformerBlockConfig, max_pool2d,
 };
 
 use super::Suite;
@@ -47,6 +48,16 @@ const RESNET50: [Conv; 3] = [conv(3, 64, 7, 2, 224), conv(64, 64, 3, 1, 56), con
 const VIEWS_32: usize = 128;
 const VIEWS_224: usize = 8;
 
+/// Inputs, outputs and rows of linear layers: of a projector, and of the transformers ViT-Ti and ViT-S on [`TOKENS`].
+const LINEARS: [(usize, usize, usize); 3] =
+    [(512, 512, VIEWS_32), (192, 768, VIEWS_32 * TOKENS), (384, 1536, VIEWS_32 * TOKENS)];
+
+/// Width and heads of a block of ViT-Ti and of ViT-S.
+const BLOCKS: [(usize, usize); 2] = [(192, 3), (384, 6)];
+
+/// Tokens of 32 pixels in patches of 4, with the class token.
+const TOKENS: usize = 65;
+
 pub(super) fn cases() -> Vec<Case> {
     let small = RESNET18_CIFAR.iter().map(|(conv, _)| conv.cases(VIEWS_32));
     let large = RESNET50.iter().map(|conv| conv.cases(VIEWS_224));
@@ -58,13 +69,32 @@ pub(super) fn cases() -> Vec<Case> {
         pair("max-pool-64/112px/b8", None, || {
             Ok(layer(noise(0, (VIEWS_224, 64, 112, 112))?, |x| max_pool2d(x, 3, 2, 1)))
         }),
-        pair("linear-512-512/b128", Some(2.0 * 512.0 * 512.0 * VIEWS_32 as f64), || {
-            let config = LinearConfig { bias: false, ..Default::default() };
-            let linear = Linear::new(512, 512, config, &params().root())?;
-            Ok(layer(noise(0, (VIEWS_32, 512))?, move |x| linear.forward(x)))
-        }),
     ];
-    small.chain(large).chain(others).flatten().collect()
+    let linears = LINEARS.iter().map(|(inputs, outputs, rows)| linear(*inputs, *outputs, *rows));
+    let blocks = BLOCKS.iter().map(|(dim, heads)| block(*dim, *heads));
+    small.chain(large).chain(others).chain(linears).chain(blocks).flatten().collect()
+}
+
+/// A linear layer without bias on `rows` rows.
+fn linear(inputs: usize, outputs: usize, rows: usize) -> [Case; 2] {
+    let flop = 2.0 * (inputs * outputs * rows) as f64;
+    pair(&format!("linear-{inputs}-{outputs}/b{rows}"), Some(flop), move || {
+        let config = LinearConfig { bias: false, ..Default::default() };
+        let linear = Linear::new(inputs, outputs, config, &params().root())?;
+        Ok(layer(noise(0, (rows, inputs))?, move |x| linear.forward(x)))
+    })
+}
+
+/// A block of a vision transformer on the tokens of 32 pixels in patches of 4.
+fn block(dim: usize, heads: usize) -> [Case; 2] {
+    let (t, d) = (TOKENS as f64, dim as f64);
+    let flop = VIEWS_32 as f64 * (24.0 * t * d * d + 4.0 * t * t * d);
+    pair(&format!("block-{dim}-{heads}/{TOKENS}tokens/b{VIEWS_32}"), Some(flop), move || {
+        let config = TransformerBlockConfig { heads, ..Default::default() };
+        let block = TransformerBlock::new(dim, config, &params().root())?;
+        let x = noise(0, (VIEWS_32, TOKENS, dim))?;
+        Ok(layer(x, move |x| block.forward(x, &BlockOptions::default())))
+    })
 }
 
 impl Conv {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::measure::{Case, Sample, Unit, median};
+use crate::machine;
 
 /// How the results are printed, and under which conditions they were measured.
 pub(super) struct Report {
@@ -73,7 +74,7 @@ impl Report {
         if self.json {
             return;
         }
-        let (version, cpu) = (env!("CARGO_PKG_VERSION"), cpu());
+        let (version, cpu) = (env!("CARGO_PKG_VERSION"), machine::cpu());
         println!("ssl-vision {version} on {cpu}, threads: {}, runs: {}", self.threads, self.runs);
         if let Some(versions) = &self.versions {
             println!("peer: {versions}");
@@ -114,7 +115,7 @@ impl Report {
         object["threads"] = json!(case.threads(self.threads));
         object["runs"] = json!(self.runs);
         object["version"] = json!(env!("CARGO_PKG_VERSION"));
-        object["cpu"] = json!(cpu());
+        object["cpu"] = json!(machine::cpu());
         if let Some(peer) = peer {
             object["peer"] = peer.to_json(case.unit);
             object["peer"]["versions"] = json!(self.versions);
@@ -138,11 +139,4 @@ fn memory_ratio(own: &Medians, peer: &Medians) -> Option<f64> {
 /// Width of the column of ids.
 pub(super) fn width(cases: &[Case]) -> usize {
     cases.iter().map(|case| case.id.len()).max().unwrap_or(0)
-}
-
-/// The model of the processor, where the system tells.
-fn cpu() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    model.map_or("an unknown processor", |(_, model)| model).to_owned()
 }

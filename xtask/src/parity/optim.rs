@@ -1,10 +1,11 @@
-//! Trajectories of optimisers against PyTorch, lightly and the official code of LARS.
+//! Trajectories of optimisers against PyTorch, lightly, the official code of LARS, and published formulas.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use candle_core::{Tensor, Var};
 use serde_json::Value;
+use ssl_vision::methods::ParameterRule;
 use ssl_vision::nn::ema_update;
 use ssl_vision::train::{
     AdamConfig, Gradients, LarsConfig, Optimizer, OptimizerConfig, ParamGroup, SgdConfig,
@@ -36,19 +37,28 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     if entry.case == "ema" {
         return ema(case, check);
     }
-    let Some(config) = config(entry)? else { return Ok(false) };
-    let lr: f64 = entry.params.get("lr")?;
+    let own = own_settings(entry)?;
+    let Some(config) = own.clone().map_or_else(|| config(entry), |config| Ok(Some(config)))? else {
+        return Ok(false);
+    };
     let params = case.names_after("in.init.").into_iter();
     let params: Vec<(String, Var)> = params
         .map(|name| Ok((name.to_owned(), Var::from_tensor(case.tensor(&format!("in.init.{name}"))?)?)))
         .collect::<Result<_>>()?;
-    let groups = params.iter().map(|(name, var)| group(entry, &config, name, var)).collect::<Result<_>>()?;
+    let constant: Vec<String> = entry.params.optional("constant_lr")?.unwrap_or_default();
+    let groups = match own {
+        Some(_) => config
+            .groups(&params, |name| ParameterRule { constant_lr: constant.iter().any(|own| own == name) }),
+        None => params.iter().map(|(name, var)| group(entry, &config, name, var)).collect::<Result<_>>()?,
+    };
+    let lrs: Option<Vec<f64>> = entry.params.optional("lrs")?;
     let mut optimizer = Optimizer::with_groups(&config, &params, groups)?;
     let mut trajectories: BTreeMap<&str, Vec<Tensor>> = BTreeMap::new();
     for step in 0..entry.params.get("steps")? {
         let grads = params.iter();
         let grads =
             grads.map(|(name, _)| Ok((name.clone(), case.tensor(&format!("in.grads.{name}"))?.get(step)?)));
+        let lr = lrs.as_ref().and_then(|lrs| lrs.get(step).copied()).unwrap_or(config.lr());
         optimizer.step(&Gradients::new(grads.collect::<Result<_>>()?), lr)?;
         for (name, var) in &params {
             trajectories.entry(name).or_default().push(var.as_tensor().copy()?);
@@ -72,6 +82,27 @@ fn ema(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
         check.tensor(&format!("out.ema.{name}"), &Tensor::stack(&trajectory, 0)?)?;
     }
     Ok(true)
+}
+
+/// The rule of a case whose settings have the names of a recipe's; our own grouping belongs to it.
+fn own_settings(entry: &Entry) -> Result<Option<OptimizerConfig>> {
+    let Some(exclude_bias_and_norm) = entry.params.optional("exclude_bias_and_norm")? else {
+        return Ok(None);
+    };
+    let params = &entry.params;
+    Ok(Some(OptimizerConfig::Lars(LarsConfig {
+        lr: params.get("lr")?,
+        momentum: params.get("momentum")?,
+        nesterov: params.get("nesterov")?,
+        weight_decay: params.get("weight_decay")?,
+        trust_coefficient: params.get("trust_coefficient")?,
+        separate_norms: params.get("separate_norms")?,
+        eps: params.get("eps")?,
+        lr_in_momentum: params.get("lr_in_momentum")?,
+        clip: params.get("clip")?,
+        exclude_bias_and_norm,
+        bias_and_norm_lr_factor: params.get("bias_and_norm_lr_factor")?,
+    })))
 }
 
 /// The rule of a case, or `None` if we have none like it. Decays of single parameters are left to [`group`].

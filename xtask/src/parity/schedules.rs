@@ -1,4 +1,4 @@
-//! Schedules against lightly, timm, PyTorch and DINO's code, each written with our own.
+//! Schedules against lightly, timm, PyTorch, DINO's code and published formulas, each written with our own.
 
 use anyhow::{Context, Result, bail};
 use ssl_vision::nn::Schedule;
@@ -36,6 +36,16 @@ fn schedule(options: &Options) -> Result<Schedule> {
         name if name.contains("CosineLRScheduler") => timm_cosine(options),
         name if name.contains("CosineAnnealingLR") => torch_cosine(options),
         name if name.contains("MultiStepLR") => torch_steps(options),
+        "momentum_cosine" => {
+            Ok(Schedule::cosine(options.get("start")?, options.get("end")?, options.get("steps")?))
+        }
+        "momentum_linear" => Ok(Schedule::Linear {
+            start: options.get("start")?,
+            end: options.get("end")?,
+            steps: options.get("steps")?,
+            offset: 0.0,
+        }),
+        "momentum_constant" => Ok(Schedule::Constant(options.get("start")?)),
         name => bail!("no schedule like `{name}`"),
     }
 }

@@ -32,7 +32,7 @@ fn every_preset_builds_and_gives_its_sizes() {
 fn numbers_of_views_are_the_papers() {
     let n_views = |name| MultiView::new(&presets::by_name(name, 224, 1.0).unwrap()).unwrap().len();
     assert_eq!(["simclr", "moco_v1", "moco_v2", "moco_v3", "byol"].map(n_views), [2; 5]);
-    assert_eq!(["swav", "dino", "msn"].map(n_views), [8, 10, 12]);
+    assert_eq!(["swav", "seer", "dino", "msn"].map(n_views), [8, 6, 10, 12]);
     assert_eq!(["mae", "simmim", "beit", "ijepa", "clip"].map(n_views), [1; 5]);
 }
 

@@ -1,0 +1,121 @@
+//! The groups of an optimiser and the rules for single parameters: constant rates, rates of biases, LARC.
+
+// The lints take only functions marked as tests for tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use ssl_methods::ParameterRule;
+use ssl_train::{Gradients, LarsConfig, Optimizer, OptimizerConfig};
+
+/// A weight of norm 5, a bias of norm 5 and a bias of zeros, in a head and in a predictor.
+fn params() -> Vec<(String, Var)> {
+    let all = ["head", "predictor"].into_iter().flat_map(|layer| {
+        [("weight", vec![3f32, -4.0], true), ("bias", vec![0.0, 5.0], false), ("zero", vec![0.0, 0.0], false)]
+            .map(|(name, values, matrix)| {
+                let value = Tensor::new(&values[..], &Device::Cpu).unwrap();
+                let value = if matrix { value.reshape((1, 2)).unwrap() } else { value };
+                (format!("{layer}.{name}"), Var::from_tensor(&value).unwrap())
+            })
+    });
+    all.collect()
+}
+
+fn constant_predictor(name: &str) -> ParameterRule {
+    ParameterRule { constant_lr: name.starts_with("predictor.") }
+}
+
+/// How far every parameter moves in one step of rate `lr`, with gradients of 1 everywhere.
+fn moved(config: &OptimizerConfig, lr: f64) -> BTreeMap<String, Vec<f32>> {
+    let params = params();
+    let mut optimizer =
+        Optimizer::with_groups(config, &params, config.groups(&params, constant_predictor)).unwrap();
+    let before: Vec<Vec<f32>> = params.iter().map(|(_, var)| values(var)).collect();
+    let gradients =
+        params.iter().map(|(name, var)| (name.clone(), var.ones_like().unwrap())).collect::<BTreeMap<_, _>>();
+    optimizer.step(&Gradients::new(gradients), lr).unwrap();
+    let moved = params.iter().zip(before).map(|((name, var), before)| {
+        (name.clone(), values(var).iter().zip(before).map(|(after, before)| before - after).collect())
+    });
+    moved.collect()
+}
+
+fn values(var: &Var) -> Vec<f32> {
+    var.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn lars(change: impl Fn(&mut LarsConfig)) -> OptimizerConfig {
+    let Some(OptimizerConfig::Lars(mut config)) = OptimizerConfig::named("lars") else { panic!("no lars") };
+    config.lr = 2.0;
+    config.weight_decay = 0.1;
+    change(&mut config);
+    OptimizerConfig::Lars(config)
+}
+
+fn close(actual: &[f32], expected: [f64; 2]) {
+    let near = |(a, e): (&f32, f64)| (f64::from(*a) - e).abs() < 1e-6;
+    assert!(actual.len() == 2 && actual.iter().zip(expected).all(near), "{actual:?}, expected {expected:?}");
+}
+
+#[test]
+fn every_parameter_is_in_one_group_and_the_groups_say_why() {
+    let params = params();
+    let groups = OptimizerConfig::named("adamw").unwrap().groups(&params, constant_predictor);
+    let names: Vec<_> = groups.iter().map(|group| (group.name.as_str(), group.constant_lr)).collect();
+    let expected = [
+        ("decay", false),
+        ("no_decay", false),
+        ("decay, constant rate", true),
+        ("no_decay, constant rate", true),
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(groups.iter().map(|group| group.members.len()).collect::<Vec<_>>(), [1, 2, 1, 2]);
+    assert_eq!(groups[2].members, ["predictor.weight"]);
+    let plain = OptimizerConfig::named("sgd").unwrap().groups(&params, |_| ParameterRule::default());
+    assert_eq!(plain.len(), 1, "sgd exempts nothing, and nothing is constant");
+}
+
+#[test]
+fn a_constant_rate_is_the_peak_whatever_the_schedule_says() {
+    for name in OptimizerConfig::NAMES {
+        let config = OptimizerConfig::named(name).unwrap();
+        let (at_peak, at_zero) = (moved(&config, config.lr()), moved(&config, 0.0));
+        for (name, still) in &at_zero {
+            match name.starts_with("predictor.") {
+                true => assert_eq!(still, &at_peak[name], "{name}"),
+                false => assert!(still.iter().all(|move_| *move_ == 0.0), "{name}: {still:?}"),
+            }
+        }
+        assert!(at_peak.values().all(|moves| moves.iter().any(|move_| *move_ != 0.0)));
+    }
+}
+
+#[test]
+fn biases_have_their_own_rate_and_neither_decay_nor_ratio() {
+    let moved = moved(&lars(|config| config.bias_and_norm_lr_factor = 0.024), 0.5);
+    close(&moved["head.bias"], [0.5 * 0.024; 2]);
+    close(&moved["predictor.bias"], [2.0 * 0.024; 2]);
+    // The step of the weight has the length of rate, coefficient and norm, whatever the gradient.
+    let length = moved["head.weight"].iter().map(|v| v * v).sum::<f32>().sqrt();
+    assert!((length - 0.5 * 1e-3 * 5.0).abs() < 1e-6, "{length}");
+}
+
+#[test]
+fn larc_scales_biases_too_and_parameters_of_norm_0_take_the_plain_step() {
+    let larc = |clip: bool| {
+        lars(move |config| {
+            config.separate_norms = true;
+            config.exclude_bias_and_norm = false;
+            config.clip = clip;
+        })
+    };
+    let moves = moved(&larc(false), 0.5);
+    let q = 1e-3 * 5.0 / (2f64.sqrt() + 0.1 * 5.0 + 1e-8);
+    close(&moves["head.bias"], [0.5 * q, 0.5 * q * 1.5]);
+    close(&moves["head.weight"], [0.5 * q * 1.3, 0.5 * q * 0.6]);
+    close(&moves["head.zero"], [0.5; 2]);
+    // With `clip` the rate cancels as long as it is above the ratio, and is all that there is below.
+    close(&moved(&larc(true), 0.5)["head.bias"], [q, q * 1.5]);
+    close(&moved(&larc(true), 1e-3)["head.bias"], [1e-3, 1.5e-3]);
+}
