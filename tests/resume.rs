@@ -102,6 +102,25 @@ fn what_a_method_remembers_survives_a_stop() {
         ("simsiam", vec![("train.accumulate", "2")]),
         ("barlow-twins", vec![]),
         ("vicreg", vec![]),
+        ("moco-v1", vec![("method.queue_size", "1500")]),
+        (
+            "moco-v2",
+            vec![
+                ("method.queue_size", "2000"),
+                ("method.symmetric", "true"),
+                ("method.batch_norm_groups", "5"),
+                ("train.accumulate", "2"),
+            ],
+        ),
+        ("moco-v3", vec![]),
+        (
+            "swav",
+            vec![
+                ("augment.views", "[{copies=2,size=8},{copies=2,size=6}]"),
+                ("method.queue_length", "500"),
+                ("method.queue_start_epoch", "0"),
+            ],
+        ),
     ];
     for (method, more) in methods {
         parts_equal_the_whole(&recipe_of(method, &more));

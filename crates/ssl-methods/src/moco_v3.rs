@@ -8,8 +8,8 @@
 //! step, which is before the next step's keys, by a momentum that rises to 1 along a cosine. Of the heads no linear layer
 //! has a bias and the projector ends in a batch norm without scale and shift; for a ViT the projector has three layers and
 //! the predictor ends in such a norm, too. Deviations: our ViT has learned positions and timm's initial weights, where the
-//! official code has fixed sines and Xavier's, and its linear layers start as PyTorch's; the patch projection is frozen if
-//! `backbone.freeze_patch_embedding` says so.
+//! official code has fixed sines and Xavier's, its linear layers start as PyTorch's, and its patch projection learns, where
+//! the official code freezes it.
 
 use std::ops::RangeInclusive;
 
