@@ -45,9 +45,21 @@ pub(crate) fn add_weight_gradient<T: Element>(
 ) {
     let rows = dy.len() / outputs.max(1);
     let (b, run) = right_rows(x, inputs, rows, inputs, packed);
-    let a = Left { data: dy, row: 1, col: outputs };
-    multiply((outputs, inputs), (&[run], rows), a, b, (dw, inputs), true);
+    // Elements of `dy` that are used together lie a row apart, a distance at which they push each other out of the
+    // first-level cache. So a few columns at a time are moved together.
+    let mut together = vec![T::ZERO; rows * COLUMNS.min(outputs)];
+    for (first, dw) in (0..outputs).step_by(COLUMNS).zip(dw.chunks_mut((COLUMNS * inputs).max(1))) {
+        let columns = COLUMNS.min(outputs - first);
+        for (to, dy) in together.chunks_exact_mut(columns).zip(dy.chunks_exact(outputs)) {
+            to.copy_from_slice(&dy[first..first + columns]);
+        }
+        let a = Left { data: &together, row: 1, col: columns };
+        multiply((columns, inputs), (&[run], rows), a, b, (dw, inputs), true);
+    }
 }
+
+/// Columns of `dy` that are moved together: four of the largest tiles.
+const COLUMNS: usize = 56;
 
 /// Adds `bias` to every row.
 pub(crate) fn add_bias<T: Element>(rows: &mut [T], bias: &[T]) {

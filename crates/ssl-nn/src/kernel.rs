@@ -135,14 +135,30 @@ fn multiply_with<T: Element>(
         c: c.as_mut_ptr(),
         ldc,
     };
-    // As many runs at a time as keep a panel of `B` in the second-level cache.
+    // As many runs at a time as keep a panel of `B` in the second-level cache, and of a long run as much as keeps it in
+    // the first.
     let step = (PANEL_ELEMENTS / width / run_len).max(1);
+    let parts = run_len.div_ceil(DEPTH);
+    let part = run_len.div_ceil(parts);
     for (i, runs) in runs.chunks(step).enumerate() {
-        // SAFETY: the assertions above bound every index that the kernels form, `c` is exclusive, and the instruction
-        // set was detected.
-        unsafe { problem.run(isa, runs, accumulate || i > 0) };
+        for start in (0..run_len).step_by(part) {
+            // SAFETY: the assertions above bound every index that the kernels form, `c` is exclusive, and the
+            // instruction set was detected.
+            unsafe {
+                let of_run = Problem {
+                    run_len: part.min(run_len - start),
+                    a: problem.a.add(start * a.col),
+                    b: problem.b.add(start * b.row),
+                    ..problem
+                };
+                of_run.run(isa, runs, accumulate || i > 0 || start > 0);
+            }
+        }
     }
 }
+
+/// Rows of a panel that the first-level cache holds beside the rest.
+const DEPTH: usize = 256;
 
 /// Elements of a panel that the second-level cache holds beside the rest.
 const PANEL_ELEMENTS: usize = 64 * 1024;
