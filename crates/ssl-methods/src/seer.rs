@@ -2,7 +2,8 @@
 //! images from the internet, each seen once.
 //!
 //! It is [`Swav`] with other settings: a projector of three layers without batch norms, more prototypes, more iterations
-//! of Sinkhorn-Knopp, no queue. The prototypes' freeze counts steps, since a run has a single epoch; the paper gives no number for it, and it is 0.
+//! of Sinkhorn-Knopp, no queue. The prototypes' freeze counts steps, since a run has a single epoch; the paper gives no
+//! number for it, and it is 0.
 
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
