@@ -237,7 +237,7 @@ class Byol(nn.Module):
 
 
 class MoCo(nn.Module):
-    """Asymmetric: the first view asks. lightly's queue takes the keys after the loss has seen the older ones, as here."""
+    """Asymmetric: the first view asks. lightly's queue takes keys after the loss has seen the older ones, as here."""
 
     def __init__(self, backbone: nn.Module, c: dict):
         super().__init__()
@@ -289,8 +289,8 @@ class TwoViews(nn.Module):
 
 
 class BarlowTwins(TwoViews):
-    """lightly's own projector has always three layers; this is its base class with the recipe's number. Without the bias
-    of the last layer, which the loss takes away. The loss is the plain sum on both sides, so AdamW sees the same."""
+    """lightly's own projector has always three layers; this is its base class with the recipe's number. Without the
+    bias of the last layer, which the loss takes away. The loss is the plain sum on both sides, so AdamW sees the same."""
 
     def __init__(self, backbone: nn.Module, c: dict):
         super().__init__()
@@ -402,7 +402,8 @@ def linear(z, y, z_test, y_test, c: float = 0.1) -> float:
 
 def print_table(done: list) -> None:
     """Means and standard deviations over the seeds, in per cent; the difference is of pairs, ours less lightly's."""
-    print("\n| Method | Seeds | kNN here | lightly | difference | linear here | lightly | difference | s/epoch here | lightly |")
+    measures = "kNN here | lightly | difference | linear here | lightly | difference"
+    print(f"\n| Method | Seeds | {measures} | s/epoch here | lightly |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for method, epochs in dict.fromkeys((d["method"], d["epochs"]) for d in done):
         rows = [d for d in done if (d["method"], d["epochs"]) == (method, epochs)]
@@ -410,12 +411,13 @@ def print_table(done: list) -> None:
         for measure in ("knn", "linear"):
             ours, theirs = ([100 * row[side][measure] for row in rows] for side in ("ours", "lightly"))
             cells += [spread(ours), spread(theirs), spread([a - b for a, b in zip(ours, theirs)], "+")]
-        cells += [f"{statistics.median(d[f'{side}_seconds'] / epochs for d in rows):.0f}" for side in ("ours", "lightly")]
+        for side in ("ours", "lightly"):
+            cells.append(f"{statistics.median(row[f'{side}_seconds'] / epochs for row in rows):.0f}")
         print(f"| {method}, {epochs} epochs | {len(rows)} |", " | ".join(cells), "|")
     threads = sorted({d["threads"] for d in done})
     print(
-        f"\nMean ± standard deviation over the seeds. Seconds are medians, with {threads} threads, and no benchmark: ours "
-        "are those\nof the whole process with its augmentation, lightly's those of training steps on views that are there."
+        f"\nMean ± standard deviation over the seeds. Seconds are medians, with {threads} threads, and no benchmark:\n"
+        "ours are of the whole process with its augmentation, lightly's of training steps on views that are there."
     )
 
 
