@@ -1,6 +1,9 @@
 //! The losses of masked images against whole models of transformers (`tests/golden/README.md`): from the images, masks and
 //! predictions of a reference to its targets and its loss.
 
+// clippy.toml allows this in test functions; here it is for the functions they share.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::path::Path;
 
