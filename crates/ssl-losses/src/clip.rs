@@ -37,10 +37,11 @@ pub fn clip(image: &Tensor, text: &Tensor, log_scale: &Tensor) -> Result<Tensor>
         bail!("clip needs at least 2 pairs for negatives, got {n}");
     }
     let eye = Tensor::eye(n, logits.dtype(), logits.device())?;
-    let positive = ((&logits * eye)?.sum_all()? / n as f64)?;
-    let rows = log_sum_exp(&logits)?.mean_all()?;
-    let columns = log_sum_exp(&logits.t()?.contiguous()?)?.mean_all()?;
-    ((rows + columns)? * 0.5)? - positive
+    // Subtracted first: the loss of a good pair is far smaller than its logit.
+    let positive = (&logits * eye)?.sum_keepdim(1)?; // (N, 1)
+    let rows = log_sum_exp(&logits.broadcast_sub(&positive)?)?.mean_all()?;
+    let columns = log_sum_exp(&logits.t()?.contiguous()?.broadcast_sub(&positive)?)?.mean_all()?;
+    (rows + columns)? * 0.5
 }
 
 /// The cosines of every image with every text, times `exp(log_scale)`: `(N, N)`, a row an image.

@@ -4,14 +4,14 @@
 // clippy.toml allows this in test functions; here it is for the functions they share.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use ssl_losses::{mae, normalize_patches, patchify, simmim, unpatchify};
 
 /// The tensors of a case, in f64.
-fn case(name: &str) -> HashMap<String, Tensor> {
+fn case(name: &str) -> BTreeMap<String, Tensor> {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/backbones"));
     let path = folder.join(format!("{name}.safetensors"));
     let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
