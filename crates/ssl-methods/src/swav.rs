@@ -72,6 +72,12 @@ impl Default for SwavConfig {
 /// As many views as anyone takes.
 const MAX_VIEWS: usize = 64;
 
+/// As many epochs as a run may have.
+const MAX_EPOCHS: usize = 1_000_000;
+
+/// More optimiser steps than any run has.
+const MAX_STEPS: usize = 1_000_000_000;
+
 /// Below, exponentials of cosines vanish in `f32`.
 const EPSILON: RangeInclusive<f64> = 0.025..=10.0;
 
@@ -85,7 +91,9 @@ impl Settings for SwavConfig {
         checks::temperature("temperature", self.temperature)?;
         checks::number("sinkhorn_epsilon", self.sinkhorn_epsilon, EPSILON)?;
         checks::count("sinkhorn_iterations", self.sinkhorn_iterations, 0..=1000)?;
-        checks::count("queue_length", self.queue_length, 0..=10_000_000)
+        checks::count("freeze_prototypes_steps", self.freeze_prototypes_steps, 0..=MAX_STEPS)?;
+        checks::count("queue_length", self.queue_length, 0..=10_000_000)?;
+        checks::count("queue_start_epoch", self.queue_start_epoch, 0..=MAX_EPOCHS)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -179,7 +187,7 @@ impl Swav {
     }
 
     /// Information of the predictions on the image, `H(mean p) − mean H(p)` in nats, at most `ln K`; entropy of the codes;
-    /// how many prototypes are the first choice of a code.
+    /// how many prototypes are the first choice of a code, and how many could be.
     fn terms(&self, scores: &[Tensor], codes: &[Tensor]) -> Result<Vec<(&'static str, Tensor)>> {
         let s = Tensor::cat(&scores[..codes.len()], 0)?.detach();
         let log_p = log_softmax(&(s / self.config.temperature)?, D::Minus1)?;
@@ -187,15 +195,17 @@ impl Swav {
         let conditional = (&p * log_p)?.sum(1)?.mean_all()?.neg()?;
         let information = (entropy(&p.mean(0)?)? - conditional)?;
         let q = Tensor::cat(codes, 0)?;
+        let (rows, k) = q.dims2()?;
         let mut used = q.argmax(D::Minus1)?.to_vec1::<u32>()?;
         used.sort_unstable();
         used.dedup();
-        let used = Tensor::new(used.len() as f32, q.device())?;
-        let code_entropy = (entropy(&q)? / q.dim(0)? as f64)?;
+        let count = |n: usize| Tensor::new(n as f32, q.device());
+        let code_entropy = (entropy(&q)? / rows as f64)?;
         Ok(vec![
             ("prediction_information", information),
             ("code_entropy", code_entropy),
-            ("used_prototypes", used),
+            ("used_prototypes", count(used.len())?),
+            ("possible_prototypes", count(k.min(rows))?),
         ])
     }
 }
@@ -366,6 +376,14 @@ mod tests {
         refused(SwavConfig { prototypes: 1, ..tiny() }, "method.prototypes = 1 is not in 2..=1000000");
         refused(SwavConfig { temperature: 0.0, ..tiny() }, "method.temperature = 0 is not in (0, 10]");
         refused(SwavConfig { assigning_views: 0, ..tiny() }, "method.assigning_views = 0 is not in 1..=64");
+        refused(
+            SwavConfig { queue_start_epoch: 1_000_001, ..tiny() },
+            "method.queue_start_epoch = 1000001 is not in 0..=1000000",
+        );
+        refused(
+            SwavConfig { freeze_prototypes_steps: 1_000_000_001, ..tiny() },
+            "method.freeze_prototypes_steps = 1000000001 is not in 0..=1000000000",
+        );
         let method = Swav::new(&tiny(), &resnet(), &params()).unwrap();
         let error = method.loss(&images(1, 4), &CONTEXT).unwrap_err().to_string();
         assert!(error.contains("2..=64 views, got 1"), "{error}");
