@@ -164,11 +164,6 @@ const SWAV: [(&str, &str); 2] = [
 ];
 
 #[test]
-fn swav_learns() {
-    learns("swav", &SWAV);
-}
-
-#[test]
 fn swav_gathers_at_one_prototype_without_equal_shares() {
     let heard = collapses("swav", &[&SWAV[..], &[("method.sinkhorn_iterations", "0")]].concat());
     assert!(heard.notices[0].contains("all images choose 1 of 60 prototypes"), "{:?}", heard.notices);

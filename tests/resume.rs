@@ -124,16 +124,23 @@ fn what_a_method_remembers_survives_a_stop() {
             ],
         ),
         (
-            "seer",
+            "swav",
             vec![
-                ("backbone.name", "resnet18"),
-                ("backbone.stem", "cifar"),
+                ("method.name", "seer"),
+                ("method.projector_hidden", "32"),
+                ("method.projector_dim", "16"),
+                ("method.prototypes", "60"),
                 ("augment.views", "[{copies=2,size=8},{copies=2,size=6}]"),
                 ("schedule.warmup_epochs", "0"),
                 ("schedule.warmup_steps", "9"),
             ],
         ),
     ];
+    let methods = methods.into_iter().chain([(
+        "sela",
+        // Label steps before steps 0, 7, 14, 21 and 28, one of them where the run is stopped.
+        vec![("method.labels", "5"), ("method.label_steps", "9"), ("method.label_times", "uniform")],
+    )]);
     for (method, more) in methods {
         parts_equal_the_whole(&recipe_of(method, &more));
     }

@@ -17,6 +17,7 @@ use ssl_losses::{SwavLoss, normalize};
 use ssl_nn::{Init, Mlp, MlpConfig, Params, log_softmax};
 
 use crate::checks;
+use crate::clusters::{entropy, prediction_information, used_columns};
 use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 
@@ -191,28 +192,15 @@ impl Swav {
     fn terms(&self, scores: &[Tensor], codes: &[Tensor]) -> Result<Vec<(&'static str, Tensor)>> {
         let s = Tensor::cat(&scores[..codes.len()], 0)?.detach();
         let log_p = log_softmax(&(s / self.config.temperature)?, D::Minus1)?;
-        let p = log_p.exp()?;
-        let conditional = (&p * log_p)?.sum(1)?.mean_all()?.neg()?;
-        let information = (entropy(&p.mean(0)?)? - conditional)?;
         let q = Tensor::cat(codes, 0)?;
         let (rows, k) = q.dims2()?;
-        let mut used = q.argmax(D::Minus1)?.to_vec1::<u32>()?;
-        used.sort_unstable();
-        used.dedup();
-        let count = |n: usize| Tensor::new(n as f32, q.device());
-        let code_entropy = (entropy(&q)? / rows as f64)?;
         Ok(vec![
-            ("prediction_information", information),
-            ("code_entropy", code_entropy),
-            ("used_prototypes", count(used.len())?),
-            ("possible_prototypes", count(k.min(rows))?),
+            ("prediction_information", prediction_information(&log_p)?),
+            ("code_entropy", (entropy(&q)? / rows as f64)?),
+            ("used_prototypes", used_columns(&q)?),
+            ("possible_prototypes", Tensor::new(k.min(rows) as f32, q.device())?),
         ])
     }
-}
-
-/// `−Σ p log p` of all elements, with `0 log 0 = 0`.
-fn entropy(p: &Tensor) -> Result<Tensor> {
-    (p * p.maximum(1e-37)?.log()?)?.sum_all()?.neg()
 }
 
 impl Method for Swav {

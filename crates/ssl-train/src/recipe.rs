@@ -43,8 +43,10 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("swav-cifar10", include_str!("../recipes/swav-cifar10.toml")),
     ("swav-imagenet", include_str!("../recipes/swav-imagenet.toml")),
     ("swav-imagenet-small-batch", include_str!("../recipes/swav-imagenet-small-batch.toml")),
-    ("seer-fashion-mnist", include_str!("../recipes/seer-fashion-mnist.toml")),
     ("seer-imagenet", include_str!("../recipes/seer-imagenet.toml")),
+    ("sela-fashion-mnist", include_str!("../recipes/sela-fashion-mnist.toml")),
+    ("sela-cifar10", include_str!("../recipes/sela-cifar10.toml")),
+    ("sela-imagenet", include_str!("../recipes/sela-imagenet.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
