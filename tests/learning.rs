@@ -153,3 +153,18 @@ fn vicreg_shrinks_without_its_variance_part() {
 fn vicreg_fills_fewer_dimensions_without_its_covariance_part() {
     collapses("vicreg", &[("method.covariance_weight", "0")]);
 }
+
+/// Two large and two small crops, and prototypes that are frozen for a few steps only.
+const SWAV: [(&str, &str); 2] = [
+    (
+        "augment.views",
+        "[{copies = 2, size = 16, crop_scale = [0.3, 1]}, {copies = 2, size = 10, crop_scale = [0.1, 0.4]}]",
+    ),
+    ("method.freeze_prototypes_steps", "10"),
+];
+
+#[test]
+fn swav_gathers_at_one_prototype_without_equal_shares() {
+    let heard = collapses("swav", &[&SWAV[..], &[("method.sinkhorn_iterations", "0")]].concat());
+    assert!(heard.notices[0].contains("all images choose 1 of 60 prototypes"), "{:?}", heard.notices);
+}

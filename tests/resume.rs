@@ -119,6 +119,20 @@ fn what_a_method_remembers_survives_a_stop() {
                 ("augment.views", "[{copies=2,size=8},{copies=2,size=6}]"),
                 ("method.queue_length", "500"),
                 ("method.queue_start_epoch", "0"),
+                ("method.freeze_prototypes_steps", "10"),
+                ("train.accumulate", "2"),
+            ],
+        ),
+        (
+            "swav",
+            vec![
+                ("method.name", "seer"),
+                ("method.projector_hidden", "32"),
+                ("method.projector_dim", "16"),
+                ("method.prototypes", "60"),
+                ("augment.views", "[{copies=2,size=8},{copies=2,size=6}]"),
+                ("schedule.warmup_epochs", "0"),
+                ("schedule.warmup_steps", "9"),
             ],
         ),
     ];

@@ -64,12 +64,14 @@ def main(
     backbone: dict = BACKBONE,
     start: dict | None = None,
     tolerances: dict | None = None,
+    program: str | None = None,
 ) -> None:
     """Runs the model in float64 and writes NAME.safetensors and NAME.json, or with --float32 prints deviations.
 
     `runs` are the optimisers by name, each a table of a recipe; it may have a list `lr_at`, the rate of each step, and
     `movement_tolerance`. All begin with the same weights: those of `start` by name, the others by `pattern`. `chosen` are
     the tensors that are stored whole; of all others the norms are. `tolerances` of `loss` and `gradient` are relative.
+    `program` is the file that calls, if it is not NAME.py.
     """
     parser = argparse.ArgumentParser(description=notes)
     parser.add_argument("--float32", action="store_true", help="print how far PyTorch's own float32 strays; write nothing")
@@ -77,6 +79,8 @@ def main(
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     start = start or {}
+    if float32:
+        print(f"{name}:")
     exact = {run: train(make_model, views, o, steps, torch.float64, start) for run, o in runs.items()}
     if float32:
         for run, options in runs.items():
@@ -91,7 +95,7 @@ def main(
         tensors |= {f"out.{run}.{tensor}": result["state"][tensor] for tensor in chosen}
     versions = [f"{m.__name__} {m.__version__.split('+')[0]}" for m in (torch, torchvision)]
     description = {
-        "origin": f"{', '.join(versions)}: tests/reference/{name}.py",
+        "origin": f"{', '.join(versions)}: tests/reference/{program or name}.py",
         "notes": notes,
         "method": method,
         "backbone": backbone,

@@ -17,6 +17,7 @@ use ssl_losses::{SwavLoss, normalize};
 use ssl_nn::{Init, Mlp, MlpConfig, Params, log_softmax};
 
 use crate::checks;
+use crate::clusters::{entropy, prediction_information, used_columns};
 use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 
@@ -72,6 +73,12 @@ impl Default for SwavConfig {
 /// As many views as anyone takes.
 const MAX_VIEWS: usize = 64;
 
+/// As many epochs as a run may have.
+const MAX_EPOCHS: usize = 1_000_000;
+
+/// More optimiser steps than any run has.
+const MAX_STEPS: usize = 1_000_000_000;
+
 /// Below, exponentials of cosines vanish in `f32`.
 const EPSILON: RangeInclusive<f64> = 0.025..=10.0;
 
@@ -85,7 +92,9 @@ impl Settings for SwavConfig {
         checks::temperature("temperature", self.temperature)?;
         checks::number("sinkhorn_epsilon", self.sinkhorn_epsilon, EPSILON)?;
         checks::count("sinkhorn_iterations", self.sinkhorn_iterations, 0..=1000)?;
-        checks::count("queue_length", self.queue_length, 0..=10_000_000)
+        checks::count("freeze_prototypes_steps", self.freeze_prototypes_steps, 0..=MAX_STEPS)?;
+        checks::count("queue_length", self.queue_length, 0..=10_000_000)?;
+        checks::count("queue_start_epoch", self.queue_start_epoch, 0..=MAX_EPOCHS)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -179,30 +188,19 @@ impl Swav {
     }
 
     /// Information of the predictions on the image, `H(mean p) − mean H(p)` in nats, at most `ln K`; entropy of the codes;
-    /// how many prototypes are the first choice of a code.
+    /// how many prototypes are the first choice of a code, and how many could be.
     fn terms(&self, scores: &[Tensor], codes: &[Tensor]) -> Result<Vec<(&'static str, Tensor)>> {
         let s = Tensor::cat(&scores[..codes.len()], 0)?.detach();
         let log_p = log_softmax(&(s / self.config.temperature)?, D::Minus1)?;
-        let p = log_p.exp()?;
-        let conditional = (&p * log_p)?.sum(1)?.mean_all()?.neg()?;
-        let information = (entropy(&p.mean(0)?)? - conditional)?;
         let q = Tensor::cat(codes, 0)?;
-        let mut used = q.argmax(D::Minus1)?.to_vec1::<u32>()?;
-        used.sort_unstable();
-        used.dedup();
-        let used = Tensor::new(used.len() as f32, q.device())?;
-        let code_entropy = (entropy(&q)? / q.dim(0)? as f64)?;
+        let (rows, k) = q.dims2()?;
         Ok(vec![
-            ("prediction_information", information),
-            ("code_entropy", code_entropy),
-            ("used_prototypes", used),
+            ("prediction_information", prediction_information(&log_p)?),
+            ("code_entropy", (entropy(&q)? / rows as f64)?),
+            ("used_prototypes", used_columns(&q)?),
+            ("possible_prototypes", Tensor::new(k.min(rows) as f32, q.device())?),
         ])
     }
-}
-
-/// `−Σ p log p` of all elements, with `0 log 0 = 0`.
-fn entropy(p: &Tensor) -> Result<Tensor> {
-    (p * p.maximum(1e-37)?.log()?)?.sum_all()?.neg()
 }
 
 impl Method for Swav {
@@ -366,6 +364,14 @@ mod tests {
         refused(SwavConfig { prototypes: 1, ..tiny() }, "method.prototypes = 1 is not in 2..=1000000");
         refused(SwavConfig { temperature: 0.0, ..tiny() }, "method.temperature = 0 is not in (0, 10]");
         refused(SwavConfig { assigning_views: 0, ..tiny() }, "method.assigning_views = 0 is not in 1..=64");
+        refused(
+            SwavConfig { queue_start_epoch: 1_000_001, ..tiny() },
+            "method.queue_start_epoch = 1000001 is not in 0..=1000000",
+        );
+        refused(
+            SwavConfig { freeze_prototypes_steps: 1_000_000_001, ..tiny() },
+            "method.freeze_prototypes_steps = 1000000001 is not in 0..=1000000000",
+        );
         let method = Swav::new(&tiny(), &resnet(), &params()).unwrap();
         let error = method.loss(&images(1, 4), &CONTEXT).unwrap_err().to_string();
         assert!(error.contains("2..=64 views, got 1"), "{error}");

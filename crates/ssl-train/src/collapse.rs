@@ -1,13 +1,18 @@
-//! Watches the embeddings of a run for collapse: all images on one point, or on a line.
+//! Watches the embeddings of a run for collapse: all images on one point, on a line, or at one prototype.
 //!
 //! Directions are watched for all methods. A method whose loss compares embeddings as they are, without normalisation,
 //! reports the term `deviation` as well, the mean over dimensions of the standard deviation over samples, which its loss
-//! keeps near 1.
+//! keeps near 1. A method whose codes say if it is in health reports `used_prototypes`, how many prototypes are the first
+//! choice of a code, and `possible_prototypes`, how many could be in the batch. Without the second the first is not looked
+//! at: it may be that of predictions, which say little in the first steps.
 
 use candle_core::{DType, Result, Tensor};
 
 /// Steps in a row that must look collapsed before somebody is told; early batches may look so by chance.
 const PATIENCE: usize = 20;
+
+/// Share of the possible prototypes below which their use has collapsed; one prototype has in any case.
+const USED_SHARE: f64 = 0.01;
 
 /// How far the normalised embeddings of a batch are spread over the sphere.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +55,7 @@ impl Spread {
 #[derive(Debug, Default)]
 pub(crate) struct CollapseWatch {
     collapsed: usize,
+    gathered: usize,
     told: bool,
 }
 
@@ -63,15 +69,26 @@ impl CollapseWatch {
         let deviation = term("deviation");
         let shrunk = deviation.is_some_and(|deviation| deviation < 0.05);
         self.collapsed = if std < 0.05 || dimensions < 1.5 || shrunk { self.collapsed + 1 } else { 0 };
-        if self.collapsed < PATIENCE || self.told {
+        // Images may choose one prototype and still have directions of their own.
+        let codes = term("used_prototypes").zip(term("possible_prototypes"));
+        let few = codes.is_some_and(|(used, possible)| used <= (USED_SHARE * possible).max(1.0));
+        self.gathered = if few { self.gathered + 1 } else { 0 };
+        if self.collapsed.max(self.gathered) < PATIENCE || self.told {
             return None;
         }
         self.told = true;
-        let scale = deviation.map_or(String::new(), |d| format!(", {d:.3} before normalisation"));
+        let since = step + 1 - PATIENCE;
+        if self.collapsed >= PATIENCE {
+            let scale = deviation.map_or(String::new(), |d| format!(", {d:.3} before normalisation"));
+            return Some(format!(
+                "the embeddings have collapsed since step {since}: standard deviation {std:.3} (1 is healthy, 0 is one \
+                 point){scale}, {dimensions:.1} dimensions filled; the encoder is likely to learn nothing from here on"
+            ));
+        }
+        let (used, possible) = codes?;
         Some(format!(
-            "the embeddings have collapsed since step {}: standard deviation {std:.3} (1 is healthy, 0 is one point)\
-             {scale}, {dimensions:.1} dimensions filled; the encoder is likely to learn nothing from here on",
-            step + 1 - PATIENCE
+            "the codes have collapsed since step {since}: all images choose {used:.0} of {possible:.0} prototypes; the \
+             encoder is likely to learn nothing from here on"
         ))
     }
 }
@@ -119,5 +136,32 @@ mod tests {
         };
         assert_eq!(said(0.4), None);
         assert!(said(0.01).unwrap().contains("1.000 (1 is healthy, 0 is one point), 0.010 before"));
+    }
+
+    #[test]
+    fn images_that_gather_at_one_prototype_have_collapsed_whatever_their_directions() {
+        let said = |used: f64, possible: Option<f64>| {
+            let mut terms =
+                vec![("used_prototypes", used), ("embedding_std", 1.0), ("embedding_dimensions", 9.0)];
+            terms.extend(possible.map(|possible| ("possible_prototypes", possible)));
+            let mut watch = CollapseWatch::default();
+            let told: Vec<_> = (8..100).filter_map(|step| watch.look(step, &terms)).collect();
+            assert!(told.len() <= 1, "{told:?}");
+            told.first().cloned()
+        };
+        let told = said(1.0, Some(60.0)).unwrap();
+        assert!(told.contains("collapsed since step 8: all images choose 1 of 60 prototypes"), "{told}");
+        assert!(said(30.0, Some(3000.0)).unwrap().contains("choose 30 of 3000"));
+        for (used, possible) in [(2.0, Some(60.0)), (31.0, Some(3000.0)), (1.0, None), (1.5, Some(60.0))] {
+            assert_eq!(said(used, possible), None, "{used} of {possible:?}");
+        }
+        let mut watch = CollapseWatch::default();
+        let mut look = |step, used| {
+            watch.look(
+                step,
+                &[("used_prototypes", used), ("embedding_std", 1.0), ("embedding_dimensions", 9.0)],
+            )
+        };
+        assert!((1..=80).all(|step| look(step, if step % 20 == 0 { 5.0 } else { 1.0 }).is_none()));
     }
 }

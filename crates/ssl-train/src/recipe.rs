@@ -40,6 +40,10 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("vicreg-cifar10", include_str!("../recipes/vicreg-cifar10.toml")),
     ("vicreg-imagenet", include_str!("../recipes/vicreg-imagenet.toml")),
     ("swav-fashion-mnist", include_str!("../recipes/swav-fashion-mnist.toml")),
+    ("swav-cifar10", include_str!("../recipes/swav-cifar10.toml")),
+    ("swav-imagenet", include_str!("../recipes/swav-imagenet.toml")),
+    ("swav-imagenet-small-batch", include_str!("../recipes/swav-imagenet-small-batch.toml")),
+    ("seer-imagenet", include_str!("../recipes/seer-imagenet.toml")),
     ("sela-fashion-mnist", include_str!("../recipes/sela-fashion-mnist.toml")),
     ("sela-cifar10", include_str!("../recipes/sela-cifar10.toml")),
     ("sela-imagenet", include_str!("../recipes/sela-imagenet.toml")),
@@ -199,7 +203,14 @@ impl Recipe {
         let mut layer: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         layers::apply(&mut layer, overrides)?;
         let groups = take_groups(&mut layer)?;
-        let mut table = to_table(&Self::reference(&layer)?)?;
+        let reference = Self::reference(&layer)?;
+        let mut table = to_table(&reference)?;
+        if let (Some(Value::Table(schedule)), true) =
+            (table.get_mut("schedule"), reference.schedule.warms_up())
+        {
+            // Not written where it is 0, so that recipes without it keep their hash.
+            schedule.insert("warmup_steps".to_owned(), Value::Integer(0));
+        }
         // Of the view's keys only those that a layer has belong to the recipe; the others come from the preset.
         let mut every_key = table.clone();
         if let Some(Value::Table(augment)) = every_key.get_mut("augment") {
@@ -548,6 +559,17 @@ mod tests {
             ("augment.mean", "[0, 0]", "augment.mean = [0, 0] has 2 numbers, expected 3"),
             ("augment.crop_scale", "[0.5]", "augment.crop_scale = [0.5] has 1 numbers, expected 2"),
             ("schedule.warmup_epochs", "1000", "schedule.warmup_epochs = 1000 is not in 0.."),
+            (
+                "schedule.warmup_steps",
+                "7",
+                "schedule.warmup_epochs = 1 and schedule.warmup_steps = 7 are two lengths of one warm-up",
+            ),
+            (
+                "schedule.warmup_steps",
+                "1.5",
+                "schedule.warmup_steps = 1.5 is a number, expected a whole number",
+            ),
+            ("schedule.warmup_steps", "-1", "schedule.warmup_steps = -1 is not in 0..="),
             ("schedule.end_factor", "2", "schedule.end_factor = 2 is not in [0, 1]"),
             ("train.epochs", "0", "train.epochs = 0 must be at least 1"),
             ("train.epochs", "1000001", "train.epochs = 1000001 is not in 1..=1000000"),
@@ -652,6 +674,22 @@ mod tests {
             assert_eq!((view.crop_scale, view.jitter.p), ([0.5, 1.0], 0.25));
             assert!(view.jitter.hue > 0.0, "the other keys of jitter stay the preset's");
         }
+    }
+
+    #[test]
+    fn a_warmup_in_steps_changes_the_hash_and_its_absence_is_not_written() {
+        let none = parse(&[("schedule.warmup_epochs", "0")]).unwrap();
+        let zero = parse(&[("schedule.warmup_epochs", "0"), ("schedule.warmup_steps", "0")]).unwrap();
+        assert_eq!(none, zero);
+        assert!(!zero.to_toml().unwrap().contains("warmup_steps"));
+        // As it was before there was such a key.
+        assert_eq!(parse(&[]).unwrap().hash().unwrap(), "b3e7903093a879d9");
+        let some = parse(&[("schedule.warmup_epochs", "0"), ("schedule.warmup_steps", "7")]).unwrap();
+        assert_ne!(none.hash().unwrap(), some.hash().unwrap());
+        assert_eq!(Recipe::parse(&some.to_toml().unwrap(), &[]).unwrap(), some);
+        assert_eq!(some.differences(&none).unwrap(), ["schedule.warmup_steps: nothing there, 7 here"]);
+        let error = parse(&[("schedule.name", "constant"), ("schedule.warmup_steps", "7")]).unwrap_err();
+        assert!(error.to_string().contains("unknown key `schedule.warmup"), "{error}");
     }
 
     #[test]

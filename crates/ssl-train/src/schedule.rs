@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use ssl_nn::Schedule;
 
+type Check = std::result::Result<(), String>;
+
 /// How the learning rate changes over a run; in a recipe the table `[schedule]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "lowercase")]
@@ -11,6 +13,9 @@ pub enum ScheduleConfig {
     Cosine {
         /// Epochs of linear rise from 0; may be a fraction.
         warmup_epochs: f64,
+        /// Optimiser steps of the same rise, in place of `warmup_epochs`; of the two one is 0. Below the run's steps.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        warmup_steps: usize,
         /// Value at the end as a share of the peak.
         end_factor: f64,
     },
@@ -18,6 +23,9 @@ pub enum ScheduleConfig {
     Step {
         /// Epochs of linear rise from 0; may be a fraction.
         warmup_epochs: f64,
+        /// Optimiser steps of the same rise, in place of `warmup_epochs`; of the two one is 0. Below the run's steps.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        warmup_steps: usize,
         /// Epochs, from the start of the run, at which the rate changes.
         milestones: Vec<usize>,
         /// Factor at each milestone.
@@ -34,8 +42,13 @@ impl ScheduleConfig {
     /// The schedule `name` with its defaults: 10 epochs of warm-up as in SimCLR; steps as in MoCo.
     pub fn named(name: &str) -> Option<Self> {
         match name {
-            "cosine" => Some(Self::Cosine { warmup_epochs: 10.0, end_factor: 0.0 }),
-            "step" => Some(Self::Step { warmup_epochs: 0.0, milestones: vec![120, 160], gamma: 0.1 }),
+            "cosine" => Some(Self::Cosine { warmup_epochs: 10.0, warmup_steps: 0, end_factor: 0.0 }),
+            "step" => Some(Self::Step {
+                warmup_epochs: 0.0,
+                warmup_steps: 0,
+                milestones: vec![120, 160],
+                gamma: 0.1,
+            }),
             "constant" => Some(Self::Constant),
             _ => None,
         }
@@ -43,13 +56,12 @@ impl ScheduleConfig {
 
     /// The learning rate of a run as a function of the step.
     pub fn build(&self, peak: f64, steps_per_epoch: usize, total_steps: usize) -> Schedule {
-        let steps = |epochs: f64| (epochs * steps_per_epoch as f64).round() as usize;
+        let warmup = self.warmup(steps_per_epoch);
         match self {
-            Self::Cosine { warmup_epochs, end_factor } => {
-                Schedule::warmup_cosine(peak, peak * end_factor, steps(*warmup_epochs), total_steps)
+            Self::Cosine { end_factor, .. } => {
+                Schedule::warmup_cosine(peak, peak * end_factor, warmup, total_steps)
             }
-            Self::Step { warmup_epochs, milestones, gamma } => {
-                let warmup = steps(*warmup_epochs);
+            Self::Step { milestones, gamma, .. } => {
                 let milestones = milestones.iter().map(|m| (m * steps_per_epoch).saturating_sub(warmup));
                 let rest = Schedule::Steps { start: peak, gamma: *gamma, milestones: milestones.collect() };
                 rest.after_warmup(peak, warmup)
@@ -58,10 +70,30 @@ impl ScheduleConfig {
         }
     }
 
-    pub(crate) fn validate(&self, epochs: usize) -> std::result::Result<(), String> {
-        let (warmup, factor) = match self {
-            Self::Cosine { warmup_epochs, end_factor } => (*warmup_epochs, ("end_factor", *end_factor)),
-            Self::Step { warmup_epochs, gamma, .. } => (*warmup_epochs, ("gamma", *gamma)),
+    /// Whether it has the keys of a warm-up.
+    pub(crate) fn warms_up(&self) -> bool {
+        !matches!(self, Self::Constant)
+    }
+
+    /// Steps of the warm-up.
+    fn warmup(&self, steps_per_epoch: usize) -> usize {
+        match self {
+            Self::Cosine { warmup_epochs, warmup_steps, .. }
+            | Self::Step { warmup_epochs, warmup_steps, .. } => {
+                warmup_steps + (warmup_epochs * steps_per_epoch as f64).round() as usize
+            }
+            Self::Constant => 0,
+        }
+    }
+
+    pub(crate) fn validate(&self, epochs: usize) -> Check {
+        let (warmup, steps, factor) = match self {
+            Self::Cosine { warmup_epochs, warmup_steps, end_factor } => {
+                (*warmup_epochs, *warmup_steps, ("end_factor", *end_factor))
+            }
+            Self::Step { warmup_epochs, warmup_steps, gamma, .. } => {
+                (*warmup_epochs, *warmup_steps, ("gamma", *gamma))
+            }
             Self::Constant => return Ok(()),
         };
         if !(warmup >= 0.0 && warmup < epochs as f64) {
@@ -69,11 +101,35 @@ impl ScheduleConfig {
                 "schedule.warmup_epochs = {warmup} is not in 0..{epochs}, the epochs of the run (train.epochs)"
             ));
         }
+        if warmup > 0.0 && steps > 0 {
+            return Err(format!(
+                "schedule.warmup_epochs = {warmup} and schedule.warmup_steps = {steps} are two lengths of one warm-up: \
+                 one of them must be 0"
+            ));
+        }
         if !(0.0..=1.0).contains(&factor.1) {
             return Err(format!("schedule.{} = {} is not in [0, 1]", factor.0, factor.1));
         }
         Ok(())
     }
+
+    /// Checks what only the data can tell: whether the warm-up ends within the `steps` of the run.
+    pub(crate) fn validate_steps(&self, steps: usize) -> Check {
+        match self {
+            Self::Cosine { warmup_steps, .. } | Self::Step { warmup_steps, .. }
+                if *warmup_steps >= steps.max(1) =>
+            {
+                Err(format!(
+                    "schedule.warmup_steps = {warmup_steps} is not in 0..{steps}, the steps of the run (train.epochs)"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_zero(steps: &usize) -> bool {
+    *steps == 0
 }
 
 #[cfg(test)]
@@ -82,7 +138,8 @@ mod tests {
 
     #[test]
     fn steps_fall_at_their_milestones_after_the_warmup() {
-        let config = ScheduleConfig::Step { warmup_epochs: 1.0, milestones: vec![3, 4], gamma: 0.1 };
+        let config =
+            ScheduleConfig::Step { warmup_epochs: 1.0, warmup_steps: 0, milestones: vec![3, 4], gamma: 0.1 };
         let lr = config.build(1.0, 10, 50);
         let close =
             |step, value: f64| assert!((lr.at(step) - value).abs() < 1e-12, "step {step}: {}", lr.at(step));
@@ -95,8 +152,33 @@ mod tests {
     }
 
     #[test]
+    fn a_warmup_in_steps_is_one_in_epochs_of_the_same_length() {
+        let cosine = |warmup_epochs, warmup_steps| ScheduleConfig::Cosine {
+            warmup_epochs,
+            warmup_steps,
+            end_factor: 0.1,
+        };
+        let step = |warmup_epochs, warmup_steps| ScheduleConfig::Step {
+            warmup_epochs,
+            warmup_steps,
+            milestones: vec![3],
+            gamma: 0.1,
+        };
+        assert_eq!(cosine(0.0, 15).build(2.0, 10, 50), cosine(1.5, 0).build(2.0, 10, 50));
+        assert_eq!(step(0.0, 15).build(2.0, 10, 50), step(1.5, 0).build(2.0, 10, 50));
+    }
+
+    #[test]
     fn a_warmup_as_long_as_the_run_is_refused() {
-        let error = ScheduleConfig::Cosine { warmup_epochs: 5.0, end_factor: 0.0 }.validate(5).unwrap_err();
+        let cosine = |warmup_epochs, warmup_steps| ScheduleConfig::Cosine {
+            warmup_epochs,
+            warmup_steps,
+            end_factor: 0.0,
+        };
+        let error = cosine(5.0, 0).validate(5).unwrap_err();
         assert!(error.contains("schedule.warmup_epochs = 5 is not in 0..5"), "{error}");
+        assert_eq!(cosine(0.0, 49).validate_steps(50), Ok(()));
+        let error = cosine(0.0, 50).validate_steps(50).unwrap_err();
+        assert!(error.contains("schedule.warmup_steps = 50 is not in 0..50"), "{error}");
     }
 }

@@ -425,6 +425,7 @@ fn usable_images(recipe: &Recipe, data: &Path) -> Result<Images> {
             data.display()
         )));
     }
+    recipe.schedule.validate_steps(recipe.train.epochs * (n / batch)).map_err(Error::Recipe)?;
     Ok(images)
 }
 
