@@ -1,6 +1,8 @@
 //! What methods with prototypes or labels report of their predictions.
 
-use candle_core::{D, Result, Tensor};
+use std::collections::BTreeSet;
+
+use candle_core::{D, DType, Result, Tensor};
 
 /// The information of predictions on their sample, `H(mean p) − mean H(p)` in nats, at most `ln K`.
 ///
@@ -18,10 +20,13 @@ pub(crate) fn entropy(p: &Tensor) -> Result<Tensor> {
 
 /// How many columns of `scores`, `(N, K)`, are the largest of some row.
 pub(crate) fn used_columns(scores: &Tensor) -> Result<Tensor> {
-    let mut used = scores.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    used.sort_unstable();
-    used.dedup();
-    Tensor::new(used.len() as f32, scores.device())
+    distinct(&scores.argmax(D::Minus1)?)
+}
+
+/// How many different values `labels`, whole numbers `(N)`, have.
+pub(crate) fn distinct(labels: &Tensor) -> Result<Tensor> {
+    let values = labels.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+    Tensor::new(values.into_iter().collect::<BTreeSet<_>>().len() as f32, labels.device())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use ssl_losses::SelfLabels;
 use ssl_nn::{Init, Params, Purpose, cross_entropy, linear, log_softmax, permutation, rng};
 
 use crate::checks;
-use crate::clusters::{prediction_information, used_columns};
+use crate::clusters::{distinct, prediction_information};
 use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 
@@ -197,10 +197,12 @@ impl Method for Sela {
         let logits = logits.detach();
         let hits = logits.argmax(D::Minus1)?.to_dtype(DType::I64)?.eq(&y)?;
         let first = logits.reshape(((), heads, k))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?; // (B, K)
+        let own = y.reshape(((), heads))?.narrow(1, 0, 1)?.flatten_all()?; // (B)
         let terms = vec![
             ("label_accuracy", hits.to_dtype(DType::F64)?.mean_all()?),
             ("prediction_information", prediction_information(&log_softmax(&first, D::Minus1)?)?),
-            ("used_prototypes", used_columns(&first)?),
+            ("used_prototypes", distinct(&own)?),
+            ("possible_prototypes", Tensor::new(k.min(own.dim(0)?) as f32, own.device())?),
         ];
         Ok(StepOutput { loss, terms, embeddings: vec![h.detach()], memory: vec![] })
     }
