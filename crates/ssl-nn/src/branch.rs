@@ -5,7 +5,6 @@
 
 use rayon::prelude::*;
 
-use crate::activation::Activation;
 use crate::attention::{Heads, Scratch as AttentionScratch};
 use crate::convolve::{parts, sum_in_order};
 use crate::dense::{Operand, add_bias, add_columns, add_weight_gradient};
@@ -16,7 +15,7 @@ use crate::real::Real;
 use crate::scratch::with_scratch;
 
 /// Rows that are computed together.
-const ROWS: usize = 112;
+pub(crate) const ROWS: usize = 112;
 
 /// What stands between the two layers of a branch.
 pub(crate) trait Middle<T>: Sync {
@@ -72,32 +71,6 @@ impl<T: Real> Middle<T> for Heads<'_, T> {
         for (i, ((qkv, dy), (dqkv, y))) in (i..).zip(inputs.zip(outputs)) {
             Heads::backward(self, i, qkv, dy, dqkv, Some(y), more, scratch);
         }
-    }
-}
-
-impl<T: Real> Middle<T> for Activation {
-    fn rows(&self) -> usize {
-        ROWS
-    }
-
-    fn width(&self, first: usize) -> usize {
-        first
-    }
-
-    fn forward(&self, _: usize, first: &[T], middle: &mut [T], _: &mut AttentionScratch<T>) {
-        self.values(first, middle);
-    }
-
-    fn backward(
-        &self,
-        _: usize,
-        first: &[T],
-        d_middle: &[T],
-        (middle, d_first): (&mut [T], &mut [T]),
-        _: &mut [T],
-        _: &mut AttentionScratch<T>,
-    ) {
-        self.values_and_gradients(first, d_middle, middle, d_first);
     }
 }
 
