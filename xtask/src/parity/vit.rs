@@ -16,7 +16,8 @@ use super::check::{Check, norm};
 use super::{network, pattern};
 
 pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
-    let kinds: [(&str, fn(&Case<'_>, &mut Check<'_>) -> Result<()>); 5] = [
+    type Judge = fn(&Case<'_>, &mut Check<'_>) -> Result<()>;
+    let kinds: [(&str, Judge); 5] = [
         ("Dinov2Model", dinov2),
         ("ViTMAEForPreTraining", mae),
         ("BeitForMaskedImageModeling", beit),
