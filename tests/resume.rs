@@ -122,6 +122,11 @@ fn what_a_method_remembers_survives_a_stop() {
             ],
         ),
     ];
+    let methods = methods.into_iter().chain([(
+        "sela",
+        // Label steps before steps 0, 7, 14, 21 and 28, one of them where the run is stopped.
+        vec![("method.labels", "5"), ("method.label_steps", "9"), ("method.label_times", "uniform")],
+    )]);
     for (method, more) in methods {
         parts_equal_the_whole(&recipe_of(method, &more));
     }

@@ -13,7 +13,7 @@ use crate::view::ViewConfig;
 type Preset = fn(usize) -> Vec<ViewConfig>;
 
 /// Every preset by the name of its method.
-const PRESETS: [(&str, Preset); 14] = [
+const PRESETS: [(&str, Preset); 15] = [
     ("simclr", |size| simclr(size, 1.0)),
     ("moco_v1", moco_v1),
     ("moco_v2", moco_v2),
@@ -21,6 +21,7 @@ const PRESETS: [(&str, Preset); 14] = [
     ("byol", byol),
     ("swav", swav),
     ("seer", seer),
+    ("sela", sela),
     ("dino", dino),
     ("msn", msn),
     ("mae", mae),
@@ -31,7 +32,7 @@ const PRESETS: [(&str, Preset); 14] = [
 ];
 
 /// The names that [`by_name`] knows.
-pub fn names() -> [&'static str; 14] {
+pub fn names() -> [&'static str; 15] {
     PRESETS.map(|(name, _)| name)
 }
 
@@ -148,6 +149,17 @@ pub fn seer(size: usize) -> Vec<ViewConfig> {
     let mut views = swav(size);
     views[1].size = (size as f64 * 96.0 / 160.0).round().max(1.0) as usize;
     views[1].copies = 4;
+    views
+}
+
+/// SeLa: one view (Asano et al., 2020, <https://arxiv.org/abs/1911.05371>; as in the authors' code): that of [`moco_v1`]
+/// with crops as small as SimCLR's.
+pub fn sela(size: usize) -> Vec<ViewConfig> {
+    let mut views = moco_v1(size);
+    for view in &mut views {
+        view.copies = 1;
+        view.crop_scale = [0.08, 1.0];
+    }
     views
 }
 

@@ -11,6 +11,7 @@ use crate::method::Method;
 use crate::moco::MocoConfig;
 use crate::moco_v3::MocoV3Config;
 use crate::seer::SeerConfig;
+use crate::sela::SelaConfig;
 use crate::simclr::SimClrConfig;
 use crate::simsiam::SimSiamConfig;
 use crate::swav::SwavConfig;
@@ -97,6 +98,8 @@ methods! {
     "swav" => Swav(SwavConfig) = SwavConfig::default(),
     /// SEER.
     "seer" => Seer(SeerConfig) = SeerConfig::default(),
+    /// SeLa.
+    "sela" => Sela(SelaConfig) = SelaConfig::default(),
 }
 
 impl MethodConfig {

@@ -69,6 +69,11 @@ impl Params {
         Scope { params: self.clone(), prefix: String::new(), frozen: false }
     }
 
+    /// The seed that initial values are drawn from.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The device of all tensors.
     pub fn device(&self) -> &Device {
         &self.device

@@ -26,6 +26,8 @@ pub enum Purpose {
     ShuffleBatchNorm = 7,
     /// Views of a pass over all images between two steps.
     Pass = 8,
+    /// Labels that images have before any are found.
+    Labels = 9,
 }
 
 /// The generator at the coordinates `(seed, purpose, epoch, sample, view)`.

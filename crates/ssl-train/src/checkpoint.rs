@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
 /// Version of the layout below; a program reads its own version only.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// The state of a run after some step: everything that the following steps depend on.
 ///

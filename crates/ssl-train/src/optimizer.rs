@@ -224,8 +224,15 @@ pub struct ParamGroup {
     pub adapt: bool,
 }
 
-/// What an update rule remembers of one parameter: the velocity, or the two moments.
-type Slots = Vec<Vec<f32>>;
+/// What an update rule remembers of one parameter.
+#[derive(Debug)]
+struct Memory {
+    /// Steps that the parameter has taken. One that is frozen at first begins later, and Adam corrects its moments for
+    /// that, as PyTorch's does.
+    step: usize,
+    /// The velocity, or the two moments.
+    slots: Vec<Vec<f32>>,
+}
 
 /// An update rule with its state.
 #[derive(Debug)]
@@ -233,8 +240,7 @@ pub struct Optimizer {
     config: OptimizerConfig,
     groups: Vec<ParamGroup>,
     params: BTreeMap<String, Var>,
-    state: BTreeMap<String, Slots>,
-    step: usize,
+    state: BTreeMap<String, Memory>,
 }
 
 impl Optimizer {
@@ -268,13 +274,13 @@ impl Optimizer {
             OptimizerConfig::Sgd(_) | OptimizerConfig::Lars(_) => 1,
             OptimizerConfig::AdamW(_) | OptimizerConfig::Adam(_) => 2,
         };
-        let state = params.iter().map(|(name, var)| (name.clone(), vec![vec![0.0; var.elem_count()]; slots]));
+        let memory = |var: &Var| Memory { step: 0, slots: vec![vec![0.0; var.elem_count()]; slots] };
+        let state = params.iter().map(|(name, var)| (name.clone(), memory(var)));
         Ok(Self {
             config: config.clone(),
             groups,
             state: state.collect(),
             params: params.iter().cloned().collect(),
-            step: 0,
         })
     }
 
@@ -283,16 +289,17 @@ impl Optimizer {
     /// # Errors
     /// If a gradient's shape differs from its parameter's.
     pub fn step(&mut self, gradients: &Gradients, lr: f64) -> Result<()> {
-        self.step += 1;
         for group in &self.groups {
             for name in &group.members {
-                let (Some(grad), Some(var), Some(slots)) =
+                let (Some(grad), Some(var), Some(Memory { step, slots })) =
                     (gradients.get(name), self.params.get(name), self.state.get_mut(name))
                 else {
                     continue;
                 };
                 let scheduled = if group.constant_lr { self.config.lr() } else { lr };
-                let (config, step, lr) = (&self.config, self.step, scheduled * group.lr_factor);
+                let (config, lr) = (&self.config, scheduled * group.lr_factor);
+                *step += 1;
+                let step = *step;
                 in_place(var, grad, |w, g| match config {
                     OptimizerConfig::Sgd(c) => sgd(c, group, lr, w, g, slots),
                     OptimizerConfig::AdamW(c) => adam(c, group, true, lr, step, w, g, slots),
@@ -304,15 +311,16 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The whole state by name: `step`, and `0.NAME`, `1.NAME` for the slots of each parameter.
+    /// The whole state by name: `step.NAME`, and `0.NAME`, `1.NAME` for the slots of each parameter.
     ///
     /// # Errors
     /// If a tensor cannot be made.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut tensors = BTreeMap::from([("step".to_owned(), Tensor::new(self.step as i64, &Device::Cpu)?)]);
-        for (name, slots) in &self.state {
+        let mut tensors = BTreeMap::new();
+        for (name, memory) in &self.state {
             let shape = self.params[name].shape();
-            for (i, slot) in slots.iter().enumerate() {
+            tensors.insert(format!("step.{name}"), Tensor::new(memory.step as i64, &Device::Cpu)?);
+            for (i, slot) in memory.slots.iter().enumerate() {
                 tensors.insert(format!("{i}.{name}"), Tensor::from_vec(slot.clone(), shape, &Device::Cpu)?);
             }
         }
@@ -331,18 +339,21 @@ impl Optimizer {
                 Some(found) if found.shape() != tensor.shape() || found.dtype() != tensor.dtype() => {
                     bail!("the optimiser's `{name}` is {:?}, expected {:?}", found.shape(), tensor.shape())
                 }
+                Some(found) if name.starts_with("step.") && found.to_scalar::<i64>()? < 0 => {
+                    bail!("the optimiser's `{name}` is negative")
+                }
                 Some(_) => {}
             }
         }
         if let Some(name) = tensors.keys().find(|name| !own.contains_key(*name)) {
             bail!("the optimiser's state has an unexpected `{name}`");
         }
-        for (name, slots) in &mut self.state {
-            for (i, slot) in slots.iter_mut().enumerate() {
+        for (name, memory) in &mut self.state {
+            memory.step = tensors[&format!("step.{name}")].to_scalar::<i64>()? as usize;
+            for (i, slot) in memory.slots.iter_mut().enumerate() {
                 *slot = tensors[&format!("{i}.{name}")].flatten_all()?.to_vec1()?;
             }
         }
-        self.step = tensors["step"].to_scalar::<i64>()? as usize;
         Ok(())
     }
 }

@@ -40,6 +40,9 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("vicreg-cifar10", include_str!("../recipes/vicreg-cifar10.toml")),
     ("vicreg-imagenet", include_str!("../recipes/vicreg-imagenet.toml")),
     ("swav-fashion-mnist", include_str!("../recipes/swav-fashion-mnist.toml")),
+    ("sela-fashion-mnist", include_str!("../recipes/sela-fashion-mnist.toml")),
+    ("sela-cifar10", include_str!("../recipes/sela-cifar10.toml")),
+    ("sela-imagenet", include_str!("../recipes/sela-imagenet.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.

@@ -236,6 +236,9 @@ impl Run {
                 part: 0,
                 seed: 0,
             };
+            if method.wants_pass(&context) {
+                method.pass(&context, &mut std::iter::once(Ok(batch.clone()))).unwrap();
+            }
             let output = method.loss(&batch, &context).unwrap();
             let mut gradients = Gradients::default();
             gradients.accumulate(&trainable, &mut output.loss.backward().unwrap(), 1.0).unwrap();

@@ -119,3 +119,35 @@ fn larc_scales_biases_too_and_parameters_of_norm_0_take_the_plain_step() {
     close(&moved(&larc(true), 0.5)["head.bias"], [q, q * 1.5]);
     close(&moved(&larc(true), 1e-3)["head.bias"], [1e-3, 1.5e-3]);
 }
+
+#[test]
+fn a_parameter_that_is_frozen_at_first_moves_as_one_that_begins_then() {
+    for name in OptimizerConfig::NAMES {
+        let config = OptimizerConfig::named(name).unwrap();
+        let params = params();
+        let mut optimizer = Optimizer::new(&config, &params).unwrap();
+        let step = |optimizer: &mut Optimizer, prefix: &str| {
+            let moving = params.iter().filter(|(name, _)| name.starts_with(prefix));
+            let ones = moving.map(|(name, var)| (name.clone(), var.ones_like().unwrap())).collect();
+            optimizer.step(&Gradients::new(ones), config.lr()).unwrap();
+        };
+        let still = values(&params[3].1);
+        (0..5).for_each(|_| step(&mut optimizer, "head."));
+        assert_eq!(values(&params[3].1), still, "{name}");
+        // The head begins anew, and the predictor for the first time.
+        let mut other = Optimizer::new(&config, &params).unwrap();
+        let state = other.state().unwrap();
+        for (kind, var) in params[..3].iter().map(|(_, var)| var).enumerate() {
+            var.set(params[3 + kind].1.as_tensor()).unwrap();
+        }
+        step(&mut optimizer, "predictor.");
+        step(&mut other, "head.");
+        for kind in 0..3 {
+            assert_eq!(values(&params[kind].1), values(&params[3 + kind].1), "{name}");
+        }
+        let mut negative = state.clone();
+        negative.insert("step.head.bias".to_owned(), Tensor::new(-1i64, &Device::Cpu).unwrap());
+        let error = other.load_state(&negative).unwrap_err().to_string();
+        assert!(error.contains("`step.head.bias` is negative"), "{error}");
+    }
+}

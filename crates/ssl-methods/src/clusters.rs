@@ -1,0 +1,45 @@
+//! What methods with prototypes or labels report of their predictions.
+
+use candle_core::{D, Result, Tensor};
+
+/// The information of predictions on their sample, `H(mean p) − mean H(p)` in nats, at most `ln K`.
+///
+/// `log_p` are the logarithms of distributions, `(N, K)`, a row a sample.
+pub(crate) fn prediction_information(log_p: &Tensor) -> Result<Tensor> {
+    let p = log_p.exp()?;
+    let conditional = (&p * log_p)?.sum(1)?.mean_all()?.neg()?;
+    entropy(&p.mean(0)?)? - conditional
+}
+
+/// `−Σ p log p` of all elements, with `0 log 0 = 0`.
+pub(crate) fn entropy(p: &Tensor) -> Result<Tensor> {
+    (p * p.maximum(1e-37)?.log()?)?.sum_all()?.neg()
+}
+
+/// How many columns of `scores`, `(N, K)`, are the largest of some row.
+pub(crate) fn used_columns(scores: &Tensor) -> Result<Tensor> {
+    let mut used = scores.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    used.sort_unstable();
+    used.dedup();
+    Tensor::new(used.len() as f32, scores.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn certain_and_even_predictions_tell_all_and_equal_ones_nothing() {
+        let value = |p: &[[f64; 2]; 2]| {
+            let log_p = (Tensor::new(p, &Device::Cpu).unwrap() + 1e-300).unwrap().log().unwrap();
+            prediction_information(&log_p).unwrap().to_scalar::<f64>().unwrap()
+        };
+        assert!((value(&[[1.0, 0.0], [0.0, 1.0]]) - 2f64.ln()).abs() < 1e-12);
+        assert!(value(&[[0.3, 0.7], [0.3, 0.7]]).abs() < 1e-12);
+        let scores =
+            Tensor::new(&[[0f32, 1.0, 0.0], [0.0, 3.0, 2.0], [9.0, 3.0, 2.0]], &Device::Cpu).unwrap();
+        assert_eq!(used_columns(&scores).unwrap().to_scalar::<f32>().unwrap(), 2.0);
+    }
+}
