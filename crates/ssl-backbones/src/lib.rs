@@ -27,6 +27,7 @@ mod tensor_file;
 mod vit;
 mod vit_config;
 mod vit_embedding;
+mod vit_name_tables;
 mod vit_names;
 
 pub use backbone::{Backbone, BackboneConfig};
