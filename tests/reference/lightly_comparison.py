@@ -1,7 +1,6 @@
 """Trains the same network on the same views by the same optimiser, once here and once in lightly, and compares.
 
-    cargo build --release -p xtask
-    python tests/reference/lightly_comparison.py [--methods simclr,byol] [--seeds 3] [--epochs 3] [--work DIR]
+    python tests/reference/lightly_comparison.py [--methods simclr,byol] [--seeds 3] [--epochs 2] [--work DIR]
 
 Needs torch, torchvision, lightly 1.6, safetensors and numpy. For every method and seed:
 
@@ -10,8 +9,10 @@ Needs torch, torchvision, lightly 1.6, safetensors and numpy. For every method a
   torchvision ResNet of the same width on them, in the same order, with the same batch, epochs, optimiser and schedule;
 * both encoders are loaded into torchvision and judged by the same code below: weighted kNN and a linear probe.
 
-Only the initial weights differ, whose distribution is the same, and the method. A line of JSON for each pair goes to
-results.jsonl in the folder of --work, and pairs that stand there are not trained again. At the end a table.
+Only the initial weights differ, whose distribution is the same, and the method. What lightly has of its own, and where
+that differs from the recipe, stands at each learner below. A line of JSON for each pair goes to results.jsonl in the
+folder of --work, and pairs that stand there are not trained again. Views, some 0.3 GB an epoch, are deleted after use.
+At the end a table of all pairs that stand there.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import copy
 import gzip
 import json
 import math
+import os
+import shutil
 import statistics
 import subprocess
 import time
@@ -33,59 +36,108 @@ from lightly.models.utils import update_momentum
 from safetensors.torch import load_file
 from steps import resnet18
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-METHODS = ["simclr", "moco-v2", "byol", "simsiam", "barlow-twins", "vicreg", "swav"]
+# Neighbours with the same augmentation share their views.
+METHODS = ["simclr", "moco-v2", "simsiam", "byol", "barlow-twins", "vicreg", "swav"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--epochs", type=int, help="by default those of the recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the recipes")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of both sides")
+    parser.add_argument("--xtask", type=Path, help="a built runner; by default `cargo xtask` builds it")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "lightly-comparison")
-    arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    log = arguments.work / "results.jsonl"
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    a.work.mkdir(parents=True, exist_ok=True)
+    runner = Runner(a.xtask, a.work.resolve(), a.threads)
+    log = a.work / "results.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    for seed in range(arguments.seeds):
-        for method in arguments.methods.split(","):
-            options = ["--method", method, "--seed", str(seed)]
-            options += ["--epochs", str(arguments.epochs)] if arguments.epochs else []
-            recipe_text = xtask("pretrain", *options, "--print-recipe")
+    for seed in range(a.seeds):
+        for method in a.methods.split(","):
+            options = ["--method", method, "--seed", str(seed), *(x for value in a.set for x in ("--set", value))]
+            options += ["--epochs", str(a.epochs)] if a.epochs else []
+            recipe_text = runner("pretrain", *options, "--print-recipe")
             if any((d["method"], d["seed"], d["recipe"]) == (method, seed, recipe_text) for d in done):
                 continue
-            result = compare(method, seed, options, tomllib.loads(recipe_text), arguments.work)
+            result = compare(method, seed, options, tomllib.loads(recipe_text), runner)
             done.append({"method": method, "seed": seed, "recipe": recipe_text} | result)
             with log.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
             print(method, seed, json.dumps(result), flush=True)
+    runner.delete_views()
     print_table(done)
 
 
-def xtask(*arguments: str) -> str:
-    """What the runner prints."""
-    command = ["cargo", "xtask", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+class Runner:
+    """Calls the runner, and keeps the newest views as long as the next pair can use them."""
+
+    def __init__(self, binary: Path | None, work: Path, threads: int):
+        self.command = [str(binary.resolve())] if binary else ["cargo", "xtask"]
+        self.work, self.threads, self.key = work, threads, None
+        # What .cargo/config.toml sets for `cargo xtask`.
+        self.environment = os.environ | {"MIMALLOC_PURGE_DELAY": "-1", "CANDLE_NUM_THREADS": "1"}
+
+    def __call__(self, *arguments: str) -> str:
+        """What the runner prints."""
+        command = [*self.command, *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    def views(self, options: list, recipe: dict) -> Path:
+        folder = self.work / "views"
+        train = recipe["train"]
+        key = [recipe["seed"], recipe["data"], recipe["augment"], train["epochs"], train["batch_size"]]
+        if self.key != key:
+            self.delete_views()
+            self("views", *options, "--threads", str(self.threads), "--tensors", str(folder))
+            self.key = key
+        return folder
+
+    def delete_views(self) -> None:
+        self.key = None
+        shutil.rmtree(self.work / "views", ignore_errors=True)
 
 
-def compare(method: str, seed: int, options: list, recipe: dict, work: Path) -> dict:
-    run, views = work / f"ours-{method}-{seed}", work / "views"
-    subprocess.run(["rm", "-rf", str(run), str(views)], check=True)
-    xtask("pretrain", *options, "--out", str(run), "--no-eval")
+def compare(method: str, seed: int, options: list, recipe: dict, runner: Runner) -> dict:
+    run = runner.work / f"ours-{method}-{seed}"
+    shutil.rmtree(run, ignore_errors=True)
+    started = time.monotonic()
+    runner("pretrain", *options, "--threads", str(runner.threads), "--out", str(run), "--no-eval")
+    ours_seconds = time.monotonic() - started
     ours = resnet18(recipe["backbone"]["width"])
     ours.load_state_dict(load_file(run / "encoder.safetensors"), strict=True)
-    xtask("views", *options, "--tensors", str(views))
+    shutil.rmtree(run)
     torch.manual_seed(seed)
-    theirs = resnet18(recipe["backbone"]["width"])
-    if recipe["backbone"]["zero_init_residual"]:
-        for block in [module for layer in (1, 2, 3, 4) for module in getattr(theirs, f"layer{layer}")]:
-            nn.init.zeros_(block.bn2.weight)
+    theirs = initialized(resnet18(recipe["backbone"]["width"]), recipe["backbone"]["zero_init_residual"])
     learner = LEARNERS[method](theirs, recipe["method"])
-    seconds = train(learner, recipe, views)
+    seconds = train(learner, recipe, runner.views(options, recipe))
     data = [split(recipe, name) for name in ("train", "t10k")]
-    return {"ours": judge(ours, data), "lightly": judge(theirs, data), "lightly_seconds": seconds}
+    return {
+        "ours": judge(ours, data),
+        "lightly": judge(theirs, data),
+        "ours_seconds": ours_seconds,
+        "lightly_seconds": seconds,
+        "epochs": recipe["train"]["epochs"],
+        "threads": runner.threads,
+    }
+
+
+def initialized(network: nn.Module, zero_init_residual: bool) -> nn.Module:
+    """As torchvision does it. Layers that `resnet18` has put in its place have PyTorch's default weights, whose
+    variance is a sixth or less of that."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual and isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+    return network
 
 
 def train(learner: nn.Module, recipe: dict, views: Path) -> float:
@@ -107,12 +159,21 @@ def train(learner: nn.Module, recipe: dict, views: Path) -> float:
             value = learner([stack[place * batch : (place + 1) * batch] for stack in stacks], step, total)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
+            if step + 1 == total:
+                check_gradients(learner)
             optimizer.step()
             if hasattr(learner, "after_step"):
                 learner.after_step(step, total)
             step += 1
         seconds += time.monotonic() - started
     return seconds
+
+
+def check_gradients(learner: nn.Module) -> None:
+    """Nothing that should learn may be left out."""
+    for name, p in learner.named_parameters():
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or (p.ndim > 1 and not p.grad.any())):
+            raise RuntimeError(f"{name} has no gradient")
 
 
 def rate(schedule: dict, step: int, steps_per_epoch: int, total: int) -> float:
@@ -175,7 +236,121 @@ class Byol(nn.Module):
         update_momentum(nn.Sequential(self.backbone, self.projector), self.teacher, m)
 
 
-LEARNERS = {"simclr": SimClr, "byol": Byol}
+class MoCo(nn.Module):
+    """Asymmetric: the first view asks. lightly's queue takes keys after the loss has seen the older ones, as here."""
+
+    def __init__(self, backbone: nn.Module, c: dict):
+        super().__init__()
+        assert not c["symmetric"] and c["batch_norm_groups"] == 1
+        self.backbone, self.momentum = backbone, c["momentum"]
+        d = backbone.bn1.num_features * 8
+        self.projector = heads.MoCoProjectionHead(
+            d, c["projector_hidden"] or d, c["projector_dim"], num_layers=c["projector_layers"]
+        )
+        self.key = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
+        self.criterion = losses.NTXentLoss(c["temperature"], memory_bank_size=(c["queue_size"], c["projector_dim"]))
+
+    def forward(self, views: list, step: int, total: int) -> torch.Tensor:
+        with torch.no_grad():
+            k = self.key(views[1])
+        return self.criterion(self.projector(self.backbone(views[0])), k)
+
+    def after_step(self, step: int, total: int) -> None:
+        update_momentum(nn.Sequential(self.backbone, self.projector), self.key, self.momentum)
+
+
+class SimSiam(nn.Module):
+    """lightly's own projector has always three layers; this is its base class with the recipe's number."""
+
+    def __init__(self, backbone: nn.Module, c: dict):
+        super().__init__()
+        self.backbone, self.constant = backbone, c["constant_predictor_lr"]
+        d, hidden, dim = backbone.bn1.num_features * 8, c["projector_hidden"], c["projector_dim"]
+        widths = [d] + [hidden] * (c["projector_layers"] - 1)
+        blocks = [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in zip(widths, widths[1:])]
+        self.projector = heads.ProjectionHead([*blocks, (widths[-1], dim, nn.BatchNorm1d(dim, affine=False), None)])
+        self.predictor = heads.SimSiamPredictionHead(dim, c["predictor_hidden"], dim)
+        self.criterion = losses.NegativeCosineSimilarity()
+
+    def constant_lr(self, name: str) -> bool:
+        return self.constant and name.startswith("predictor.")
+
+    def forward(self, views: list, step: int, total: int) -> torch.Tensor:
+        z = [self.projector(self.backbone(view)) for view in views]
+        p = [self.predictor(x) for x in z]
+        return 0.5 * (self.criterion(p[0], z[1].detach()) + self.criterion(p[1], z[0].detach()))
+
+
+class TwoViews(nn.Module):
+    """Projections of both views, one after the other, and a loss of them."""
+
+    def forward(self, views: list, step: int, total: int) -> torch.Tensor:
+        return self.criterion(*(self.projector(self.backbone(view)) for view in views))
+
+
+class BarlowTwins(TwoViews):
+    """lightly's own projector has always three layers; this is its base class with the recipe's number. Without the
+    bias of the last layer, which the loss takes away. The loss is the plain sum on both sides, so AdamW sees the same."""
+
+    def __init__(self, backbone: nn.Module, c: dict):
+        super().__init__()
+        assert c["loss_scale"] == 1.0
+        self.backbone = backbone
+        widths = [backbone.bn1.num_features * 8] + [c["projector_hidden"]] * (c["projector_layers"] - 1)
+        blocks = [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in zip(widths, widths[1:])]
+        self.projector = heads.ProjectionHead([*blocks, (widths[-1], c["projector_dim"], None, None, False)])
+        self.criterion = losses.BarlowTwinsLoss(lambda_param=c["lambda"])
+
+
+class VicReg(TwoViews):
+    """lightly halves the variance part, as the recipe does with `halve_variance`. Its head has a bias in the last layer
+    and none before the norms, ours the other way round; the loss or the norm takes either away."""
+
+    def __init__(self, backbone: nn.Module, c: dict):
+        super().__init__()
+        assert c["halve_variance"]
+        self.backbone = backbone
+        self.projector = heads.VICRegProjectionHead(
+            backbone.bn1.num_features * 8, c["projector_hidden"], c["projector_dim"], num_layers=c["projector_layers"]
+        )
+        self.criterion = losses.VICRegLoss(
+            lambda_param=c["invariance_weight"], mu_param=c["variance_weight"], nu_param=c["covariance_weight"]
+        )
+
+
+class SwaV(nn.Module):
+    """One pass of the backbone for each size of views and one of the head, as in the official code and here; lightly
+    leaves that to its user. lightly's prototypes have a bias, which the official code and ours have not; it stays."""
+
+    def __init__(self, backbone: nn.Module, c: dict):
+        super().__init__()
+        assert c["queue_length"] == 0 and c["projector_layers"] == 2 and c["projector_norm"]
+        self.backbone, self.assigning = backbone, c["assigning_views"]
+        dim = c["projector_dim"]
+        self.projector = heads.SwaVProjectionHead(backbone.bn1.num_features * 8, c["projector_hidden"], dim)
+        self.prototypes = heads.SwaVPrototypes(dim, c["prototypes"], c["freeze_prototypes_steps"])
+        self.criterion = losses.SwaVLoss(c["temperature"], c["sinkhorn_iterations"], c["sinkhorn_epsilon"])
+
+    def forward(self, views: list, step: int, total: int) -> torch.Tensor:
+        with torch.no_grad():
+            self.prototypes.normalize()
+        sizes = [view.shape[-1] for view in views]
+        # Views of one size stand side by side in the recipe, so that the order stays.
+        groups = [torch.cat([v for v in views if v.shape[-1] == size]) for size in dict.fromkeys(sizes)]
+        z = nn.functional.normalize(self.projector(torch.cat([self.backbone(group) for group in groups])))
+        scores = self.prototypes(z, step).chunk(len(views))
+        return self.criterion(list(scores[: self.assigning]), list(scores[self.assigning :]))
+
+
+LEARNERS = {
+    "simclr": SimClr,
+    "moco-v2": MoCo,
+    "byol": Byol,
+    "simsiam": SimSiam,
+    "barlow-twins": BarlowTwins,
+    "vicreg": VicReg,
+    "swav": SwaV,
+}
 
 
 def split(recipe: dict, name: str) -> tuple:
@@ -226,16 +401,29 @@ def linear(z, y, z_test, y_test, c: float = 0.1) -> float:
 
 
 def print_table(done: list) -> None:
-    print("\n| method | seeds | kNN here | kNN lightly | linear here | linear lightly |\n|---|---|---|---|---|---|")
-    for method in dict.fromkeys(d["method"] for d in done):
-        rows = [d for d in done if d["method"] == method]
+    """Means and standard deviations over the seeds, in per cent; the difference is of pairs, ours less lightly's."""
+    measures = "kNN here | lightly | difference | linear here | lightly | difference"
+    print(f"\n| Method | Seeds | {measures} | s/epoch here | lightly |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for method, epochs in dict.fromkeys((d["method"], d["epochs"]) for d in done):
+        rows = [d for d in done if (d["method"], d["epochs"]) == (method, epochs)]
         cells = []
         for measure in ("knn", "linear"):
-            for side in ("ours", "lightly"):
-                values = [100 * row[side][measure] for row in rows]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread}")
-        print(f"| {method} | {len(rows)} |", " | ".join(cells), "|")
+            ours, theirs = ([100 * row[side][measure] for row in rows] for side in ("ours", "lightly"))
+            cells += [spread(ours), spread(theirs), spread([a - b for a, b in zip(ours, theirs)], "+")]
+        for side in ("ours", "lightly"):
+            cells.append(f"{statistics.median(row[f'{side}_seconds'] / epochs for row in rows):.0f}")
+        print(f"| {method}, {epochs} epochs | {len(rows)} |", " | ".join(cells), "|")
+    threads = sorted({d["threads"] for d in done})
+    print(
+        f"\nMean ± standard deviation over the seeds. Seconds are medians, with {threads} threads, and no benchmark:\n"
+        "ours are of the whole process with its augmentation, lightly's of training steps on views that are there."
+    )
+
+
+def spread(values: list, sign: str = "") -> str:
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.1f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ pub fn nt_xent(z_a: &Tensor, z_b: &Tensor, temperature: f64) -> Result<Tensor> {
 }
 
 /// `−∞` on the diagonal, 0 elsewhere: takes each row's similarity to itself out of a sum of exponentials.
-fn self_mask(n: usize, like: &Tensor) -> Result<Tensor> {
+pub(crate) fn self_mask(n: usize, like: &Tensor) -> Result<Tensor> {
     let mut mask = vec![0f32; n * n];
     mask.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal = f32::NEG_INFINITY);
     Tensor::from_vec(mask, (n, n), like.device())?.to_dtype(like.dtype())
