@@ -12,7 +12,8 @@ use candle_nn::{Func, Module, VarBuilder};
 use candle_transformers::models::resnet;
 use safetensors::{Dtype, SafeTensors};
 use ssl_vision::backbones::{
-    Backbone, BackboneConfig, EncoderInfo, Stem, TensorFile, load_encoder, save_encoder,
+    Backbone, BackboneConfig, EncoderInfo, Pooling, Positions, Stem, TensorFile, VitMlp, VitOptions,
+    load_encoder, save_encoder,
 };
 use ssl_vision::nn::{Init, Params};
 use tempfile::TempDir;
@@ -79,6 +80,35 @@ fn a_vision_transformer_is_rebuilt_from_its_file_alone() {
     let features = encoder.backbone.forward_t(&export.images, false).unwrap();
     assert_eq!(features.to_vec2::<f32>().unwrap(), export.features.to_vec2::<f32>().unwrap());
     assert!(spread(&features) > 0.1, "both images have the same features");
+}
+
+#[test]
+fn vision_transformers_of_other_parts_are_rebuilt_from_their_files_alone() {
+    let gated = VitOptions {
+        registers: 4,
+        positions: Positions::LearnedPatches,
+        mlp: VitMlp::SwiGlu,
+        pooling: Pooling::Mean,
+        ..VitOptions::dinov2()
+    };
+    for (name, vit) in [
+        ("vit_tiny-mae", VitOptions::mae()),
+        ("vit_tiny-beit", VitOptions::beit()),
+        ("vit_tiny-clip", VitOptions::clip()),
+        ("vit_tiny-registers", gated),
+    ] {
+        let folder = Folder::new();
+        let config = BackboneConfig {
+            image_size: Some(64),
+            vit: Some(vit),
+            ..BackboneConfig::named("vit_tiny").unwrap()
+        };
+        let export = Export::write(folder.path(), name, config);
+        let encoder = load_encoder(&export.encoder, &Device::Cpu).unwrap();
+        let features = encoder.backbone.forward_t(&export.images, false).unwrap();
+        assert_eq!(features.to_vec2::<f32>().unwrap(), export.features.to_vec2::<f32>().unwrap());
+        assert!(spread(&features) > 0.01, "both images have the same features");
+    }
 }
 
 #[test]

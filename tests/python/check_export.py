@@ -18,6 +18,7 @@ The integration tests write such pairs of files into the folder SSL_VISION_EXPOR
 import argparse
 import json
 import sys
+from functools import partial
 
 import torch
 import torchvision
@@ -34,7 +35,13 @@ RESNETS = ("resnet18", "resnet34", "resnet50")
 REGNETS = tuple(f"regnet_y_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf", "128gf"))
 # SEER's, which torchvision has no function for: depth, w_0, w_a, w_m, group width.
 SEER = {"regnet_y_256gf": (27, 640, 230.83, 2.53, 373), "regnet_y_10b": (27, 1744, 620.83, 2.52, 1010)}
-VITS = ("vit_tiny", "vit_small", "vit_base", "vit_large")
+# Width, depth and heads.
+VITS = {
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+}
 TOLERANCE = 1e-4
 
 
@@ -80,8 +87,9 @@ def read_backbone(path: str) -> dict:
     known = (*RESNETS, *REGNETS, *SEER, *VITS)
     if backbone["name"] not in known:
         sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(known)}")
+    backbone.setdefault("vit", {})
     if backbone["name"] in VITS:
-        keys = ("name", "image_size", "patch_size")
+        keys = ("name", "image_size", "patch_size", "vit")
     else:
         keys = ("name", "stem", "width") if backbone["name"] in RESNETS else ("name", "stem")
     print(f"{path}: " + ", ".join(f"{key} {backbone[key]}" for key in keys))
@@ -116,11 +124,48 @@ def regnets(name: str, stem: str) -> dict[str, nn.Module]:
     return {f"torchvision {torchvision.__version__}": network}
 
 
-def vits(name: str, image_size: int, patch_size: int) -> dict[str, nn.Module]:
-    """timm's network."""
+def vits(name: str, image_size: int, patch_size: int, vit: dict) -> dict[str, nn.Module]:
+    """timm's network with the parts `vit`, where they are not its own."""
     if timm is None:
         sys.exit("timm: not installed, and vision transformers are compared with nothing else")
-    network = timm.create_model(f"{name}_patch16_224", img_size=image_size, patch_size=patch_size, num_classes=0)
+    arguments = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0}
+    if not vit:
+        network = timm.create_model(f"{name}_patch16_224", **arguments)
+        return {f"timm {timm.__version__}": network}
+    dim, depth, heads = VITS[name]
+    arguments |= {"embed_dim": dim, "depth": depth, "num_heads": heads, "mlp_ratio": vit["mlp_ratio"]}
+    arguments["norm_layer"] = partial(nn.LayerNorm, eps=vit["norm_eps"])
+    arguments["init_values"] = vit["layer_scale"] or None
+    mean = vit["pooling"] == "mean"
+    if vit["qkv_bias"] == "query_value":
+        if mean:
+            sys.exit("timm: its BEiT norms after the mean, ours before it")
+        network = timm.models.beit.Beit(
+            use_abs_pos_emb=vit["positions"] != "none",
+            use_shared_rel_pos_bias=vit["relative_positions"] == "shared",
+            use_rel_pos_bias=vit["relative_positions"] == "each",
+            global_pool="token",
+            **arguments,
+        )
+        return {f"timm's BEiT {timm.__version__}": network}
+    if vit["mlp"] == "swiglu":
+        # timm counts gates and values together.
+        hidden = -(-int(dim * vit["mlp_ratio"]) * 2 // 3 // 8) * 8
+        arguments |= {"mlp_ratio": 2 * hidden / dim, "mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
+    else:
+        arguments["act_layer"] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}[vit["mlp"]]
+    network = timm.models.vision_transformer.VisionTransformer(
+        class_token=vit["class_token"],
+        reg_tokens=vit["registers"],
+        no_embed_class=vit["positions"] == "learned_patches",
+        pos_embed="none" if vit["positions"] == "none" else "learn",
+        qkv_bias=vit["qkv_bias"] == "all",
+        qk_norm=vit["qk_norm"],
+        pre_norm=vit["norm_first"],
+        global_pool="avg" if mean else "token",
+        fc_norm=False,
+        **arguments,
+    )
     return {f"timm {timm.__version__}": network}
 
 

@@ -14,6 +14,7 @@ mod network;
 mod optim;
 mod pattern;
 mod schedules;
+mod vit;
 
 use std::path::Path;
 

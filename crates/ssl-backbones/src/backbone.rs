@@ -2,11 +2,11 @@
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
-use ssl_nn::Scope;
+use ssl_nn::{DrawsAt, Scope};
 
 use crate::regnet::RegNetConfig;
 use crate::resnet::{ResNetConfig, Stem};
-use crate::vit::VitConfig;
+use crate::vit_config::{Pooling, VitConfig, VitOptions};
 
 /// A network from images to one vector each.
 pub trait Backbone: Send + Sync {
@@ -18,6 +18,17 @@ pub trait Backbone: Send + Sync {
     /// # Errors
     /// If `x` is not of that shape, or too small for the network.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// [`Backbone::forward_t`] in training, leaving out at random what the network leaves out in training: the branches
+    /// of a vision transformer with `drop_path`. It draws at `draws`, for the layers from `layer` on. A network without
+    /// such parts ignores it.
+    ///
+    /// # Errors
+    /// As [`Backbone::forward_t`].
+    fn forward_train(&self, x: &Tensor, draws: DrawsAt) -> Result<Tensor> {
+        let _ = draws;
+        self.forward_t(x, true)
+    }
 }
 
 /// An architecture by name with the settings that a recipe may change.
@@ -43,6 +54,9 @@ pub struct BackboneConfig {
     /// ViT: side of the square patches in pixels, in 1..=1024.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch_size: Option<usize>,
+    /// ViT: its parts, where they are not those of [`VitOptions::default`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vit: Option<VitOptions>,
     /// Compute each block again in the backward pass instead of keeping what it needs: the same bits in less memory
     /// and more time; `None` for `false`. It is a matter of a run: encoder files do without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +105,7 @@ impl BackboneConfig {
             zero_init_residual: None,
             image_size: None,
             patch_size: None,
+            vit: None,
             recompute: None,
         };
         Ok(match published(name).map_err(candle_core::Error::Msg)? {
@@ -105,6 +120,35 @@ impl BackboneConfig {
                 Self { image_size: Some(vit.image_size), patch_size: Some(vit.patch_size), ..none }
             }
         })
+    }
+
+    /// The same with every setting that this kind of network has; [`BackboneConfig::brief`] is the way back.
+    ///
+    /// # Errors
+    /// If the name is unknown.
+    pub fn explicit(&self) -> Result<Self> {
+        let vit = matches!(published(&self.name).map_err(candle_core::Error::Msg)?, Architecture::Vit(_));
+        Ok(Self {
+            vit: vit.then(|| self.vit.unwrap_or_default()).or(self.vit),
+            recompute: self.recompute.or(Some(false)),
+            ..self.clone()
+        })
+    }
+
+    /// The same without the parts of a vision transformer if they are the default ones, as it stands in files.
+    pub fn brief(&self) -> Self {
+        Self { vit: self.vit.filter(|vit| *vit != VitOptions::default()), ..self.clone() }
+    }
+
+    /// The vision transformer that this is, for a method that works on tokens.
+    ///
+    /// # Errors
+    /// As [`BackboneConfig::validate`], or if it is another network.
+    pub fn vision_transformer(&self) -> Result<VitConfig> {
+        match self.checked()? {
+            Architecture::Vit(vit) => Ok(vit),
+            _ => candle_core::bail!("backbone.name = {} is not a vision transformer", self.name),
+        }
     }
 
     /// Checks every setting.
@@ -139,14 +183,18 @@ impl BackboneConfig {
         })
     }
 
-    /// How the last feature map becomes a vector: `avg`, the mean over its pixels, or `token`, the class token.
+    /// How the last feature map becomes a vector: `avg`, the mean over its pixels, `token`, the class token, or `mean`,
+    /// the mean of the patches' tokens.
     ///
     /// # Errors
     /// If the name is unknown.
     pub fn pooling(&self) -> Result<&'static str> {
         Ok(match published(&self.name).map_err(candle_core::Error::Msg)? {
             Architecture::ResNet(_) | Architecture::RegNet(_) => "avg",
-            Architecture::Vit(_) => "token",
+            Architecture::Vit(_) => match self.vit.unwrap_or_default().pooling {
+                Pooling::Token => "token",
+                Pooling::Mean => "mean",
+            },
         })
     }
 
@@ -160,6 +208,7 @@ impl BackboneConfig {
                 self.refuse(&[
                     ("image_size", self.image_size.is_some()),
                     ("patch_size", self.patch_size.is_some()),
+                    ("vit", self.vit.is_some()),
                 ])?;
                 let width = self.width.unwrap_or(base.width);
                 if !(1..=4096).contains(&width) {
@@ -179,6 +228,7 @@ impl BackboneConfig {
                     ("zero_init_residual", self.zero_init_residual.is_some()),
                     ("image_size", self.image_size.is_some()),
                     ("patch_size", self.patch_size.is_some()),
+                    ("vit", self.vit.is_some()),
                 ])?;
                 Ok(Architecture::RegNet(RegNetConfig {
                     stem: self.stem.unwrap_or(base.stem),
@@ -195,6 +245,7 @@ impl BackboneConfig {
                 let vit = VitConfig {
                     image_size: self.image_size.unwrap_or(base.image_size),
                     patch_size: self.patch_size.unwrap_or(base.patch_size),
+                    options: self.vit.unwrap_or(base.options),
                     recompute: self.recompute.unwrap_or(base.recompute),
                     ..base
                 };
@@ -317,5 +368,31 @@ mod tests {
         let given = BackboneConfig { recompute: Some(true), ..config };
         let json = serde_json::to_string(&given).unwrap();
         assert_eq!(serde_json::from_str::<BackboneConfig>(&json).unwrap(), given);
+    }
+
+    #[test]
+    fn the_parts_of_a_vision_transformer_stand_in_a_file_only_where_they_differ() {
+        let plain = BackboneConfig::named("vit_tiny").unwrap();
+        assert_eq!(
+            serde_json::to_string(&plain).unwrap(),
+            r#"{"name":"vit_tiny","image_size":224,"patch_size":16}"#
+        );
+        let explicit = plain.explicit().unwrap();
+        assert_eq!(explicit.vit, Some(VitOptions::default()));
+        assert_eq!(BackboneConfig { recompute: None, ..explicit.brief() }, plain);
+        let mae = BackboneConfig { vit: Some(VitOptions::mae()), ..plain };
+        assert_eq!(mae.brief(), mae);
+        let json = serde_json::to_string(&mae).unwrap();
+        assert_eq!(serde_json::from_str::<BackboneConfig>(&json).unwrap(), mae);
+        // A part alone leaves the others as they are.
+        let json = r#"{"name":"vit_tiny","vit":{"pooling":"mean","mlp":"swiglu"}}"#;
+        let mean: BackboneConfig = serde_json::from_str(json).unwrap();
+        assert_eq!((mean.pooling().unwrap(), mean.vit.unwrap().norm_eps), ("mean", 1e-6));
+        let wrong = BackboneConfig { vit: mean.vit, ..BackboneConfig::named("resnet18").unwrap() };
+        assert!(wrong.validate().unwrap_err().contains("backbone.vit is no setting of `resnet18`"));
+        assert!(wrong.vision_transformer().is_err());
+        let options = VitOptions { drop_path: 2.0, ..Default::default() };
+        let wrong = BackboneConfig { vit: Some(options), ..mean };
+        assert!(wrong.validate().unwrap_err().contains("backbone.vit.drop_path = 2 is not in [0, 1)"));
     }
 }

@@ -19,16 +19,27 @@
 mod backbone;
 mod encoder;
 mod error;
+mod mae_decoder;
 mod part;
 mod regnet;
 mod resnet;
 mod tensor_file;
 mod vit;
+mod vit_config;
+mod vit_embedding;
+mod vit_name_tables;
+mod vit_names;
 
 pub use backbone::{Backbone, BackboneConfig};
 pub use encoder::{Encoder, EncoderInfo, load_encoder, save_encoder};
 pub use error::{Error, Result};
+pub use mae_decoder::{MaeDecoder, MaeDecoderConfig};
 pub use regnet::{RegNet, RegNetConfig, RegNetStage};
 pub use resnet::{Block, ResNet, ResNetConfig, Stem};
 pub use tensor_file::{TensorFile, write_atomically};
-pub use vit::{Vit, VitConfig};
+pub use vit::{Vit, VitPass, VitTokens};
+pub use vit_config::{
+    Pooling, Positions, RelativePositions, VitConfig, VitInit, VitMlp, VitOptions, VitQkvBias,
+};
+pub use vit_embedding::{MaskedPatches, patch_pixels, sin_cos_positions};
+pub use vit_names::{Place, VitNames};

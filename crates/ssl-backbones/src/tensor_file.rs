@@ -41,14 +41,8 @@ impl TensorFile {
     /// # Errors
     /// If the file cannot be read, is not a safetensors file, has no checksum, or does not match it.
     pub fn read(path: &Path, device: &Device) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let mut file = Self::read_unchecked(path, device)?;
         let corrupt = |reason: String| Error::Corrupt { path: path.to_owned(), reason };
-        let (_, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|e| corrupt(format!("not a safetensors file, or a damaged one ({e})")))?;
-        let metadata: BTreeMap<_, _> = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        let tensors = candle_core::safetensors::load_buffer(&bytes, device)
-            .map_err(|e| corrupt(format!("its tensors cannot be read ({e})")))?;
-        let mut file = Self { tensors: tensors.into_iter().collect(), metadata };
         let Some(expected) = file.metadata.remove(CHECKSUM) else {
             return Err(corrupt(
                 "holds no checksum; it was not written by ssl-vision, or is damaged".to_owned(),
@@ -59,6 +53,31 @@ impl TensorFile {
             return Err(corrupt(format!("its checksum is {found}, but {expected} was written")));
         }
         Ok(file)
+    }
+
+    /// Reads a safetensors file of any program, such as published weights. Halves (`F16`, `BF16`) become `F32`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not a safetensors file.
+    pub fn read_foreign(path: &Path, device: &Device) -> Result<Self> {
+        let mut file = Self::read_unchecked(path, device)?;
+        for tensor in file.tensors.values_mut() {
+            if matches!(tensor.dtype(), DType::F16 | DType::BF16) {
+                *tensor = tensor.to_dtype(DType::F32)?;
+            }
+        }
+        Ok(file)
+    }
+
+    fn read_unchecked(path: &Path, device: &Device) -> Result<Self> {
+        let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let corrupt = |reason: String| Error::Corrupt { path: path.to_owned(), reason };
+        let (_, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|e| corrupt(format!("not a safetensors file, or a damaged one ({e})")))?;
+        let metadata: BTreeMap<_, _> = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let tensors = candle_core::safetensors::load_buffer(&bytes, device)
+            .map_err(|e| corrupt(format!("its tensors cannot be read ({e})")))?;
+        Ok(Self { tensors: tensors.into_iter().collect(), metadata })
     }
 
     fn to_bytes(&self) -> Result<Vec<u8>> {
@@ -190,6 +209,20 @@ mod tests {
         assert_eq!(back.tensors["b.count"].to_scalar::<i64>().unwrap(), 7);
         assert_eq!(back.to_bytes().unwrap(), fs::read(&path).unwrap());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn files_of_other_programs_are_read_when_asked_for_and_their_halves_widened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let half = Tensor::new(&[1f32, -2.5], &Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap();
+        candle_core::safetensors::save(&[("w", half)].into_iter().collect(), &path).unwrap();
+        let error = TensorFile::read(&path, &Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("no checksum"), "{error}");
+        let file = TensorFile::read_foreign(&path, &Device::Cpu).unwrap();
+        assert_eq!(file.tensors["w"].to_vec1::<f32>().unwrap(), [1.0, -2.5]);
+        fs::write(&path, b"x").unwrap();
+        assert!(TensorFile::read_foreign(&path, &Device::Cpu).is_err());
     }
 
     #[test]

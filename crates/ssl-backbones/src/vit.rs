@@ -1,83 +1,19 @@
-//! Vision transformers (Dosovitskiy et al., 2020, <https://arxiv.org/abs/2010.11929>) as timm builds them: class token,
-//! learned positions, norms before the branches with `eps` 1e-6, exact GELU. The classifier is left out.
+//! Vision transformers (Dosovitskiy et al., 2020, <https://arxiv.org/abs/2010.11929>) under timm's names, whole or token
+//! by token. The classifier is left out.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 use ssl_nn::{
-    AttentionOptions, BicubicConfig, BlockOptions, Init, LayerNorm, Scope, TransformerBlock,
-    TransformerBlockConfig, interpolate_positions, linear, recompute, transformer_blocks,
+    AttentionOptions, BlockOptions, DrawsAt, LayerNorm, RelativePositionBias, Scope, TransformerBlock,
+    drop_path_factors, recompute, transformer_blocks,
 };
 
 use crate::backbone::Backbone;
-
-/// Sizes of a vision transformer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VitConfig {
-    /// Side of the square images in pixels, a multiple of `patch_size`.
-    pub image_size: usize,
-    /// Side of the square patches in pixels.
-    pub patch_size: usize,
-    /// Width of the tokens and of the embedding.
-    pub dim: usize,
-    /// Number of blocks.
-    pub depth: usize,
-    /// Heads of each block; must divide `dim`.
-    pub heads: usize,
-    /// Compute each block again in the backward pass ([`recompute`]): equal results in less memory and more time.
-    pub recompute: bool,
-}
+use crate::vit_config::{Pooling, RelativePositions, VitConfig};
+use crate::vit_embedding::{Embedding, MaskedPatches};
 
 impl VitConfig {
-    const fn new(dim: usize, depth: usize, heads: usize) -> Self {
-        Self { image_size: 224, patch_size: 16, dim, depth, heads, recompute: false }
-    }
-
-    /// ViT-Ti: 5.5 million parameters, 192 features.
-    pub const fn vit_tiny() -> Self {
-        Self::new(192, 12, 3)
-    }
-
-    /// ViT-S: 21.7 million parameters, 384 features.
-    pub const fn vit_small() -> Self {
-        Self::new(384, 12, 6)
-    }
-
-    /// ViT-B: 85.8 million parameters, 768 features.
-    pub const fn vit_base() -> Self {
-        Self::new(768, 12, 12)
-    }
-
-    /// ViT-L: 303 million parameters, 1024 features.
-    pub const fn vit_large() -> Self {
-        Self::new(1024, 24, 16)
-    }
-
-    /// Patches of an image.
-    pub fn num_patches(&self) -> usize {
-        (self.image_size / self.patch_size.max(1)).pow(2)
-    }
-
-    /// Checks the sizes against each other.
-    ///
-    /// # Errors
-    /// Names the size, its value and what is allowed.
-    pub fn validate(&self) -> std::result::Result<(), String> {
-        let Self { image_size, patch_size, dim, depth, heads, .. } = *self;
-        if !(1..=1024).contains(&patch_size) {
-            return Err(format!("patch_size = {patch_size} is not in 1..=1024"));
-        }
-        if !(patch_size..=16_384).contains(&image_size) || image_size % patch_size != 0 {
-            return Err(format!(
-                "image_size = {image_size} is not a multiple of patch_size = {patch_size} in {patch_size}..=16384"
-            ));
-        }
-        if dim == 0 || depth == 0 || heads == 0 || dim % heads != 0 {
-            return Err(format!(
-                "{heads} heads must divide the width {dim} of {depth} blocks, at least one each"
-            ));
-        }
-        Ok(())
-    }
-
     /// Creates the parameters in `scope` under timm's names.
     ///
     /// # Errors
@@ -86,97 +22,281 @@ impl VitConfig {
         if let Err(reason) = self.validate() {
             bail!("vision transformer: {reason}");
         }
-        let Self { patch_size, dim, heads, .. } = *self;
-        let cls_token = scope.trainable("cls_token", (1, 1, dim), Init::Normal { std: 1e-6 })?;
-        let tokens = 1 + self.num_patches();
-        let pos_embed = scope.trainable("pos_embed", (1, tokens, dim), Init::Normal { std: 0.02 })?;
-        let proj = scope.pp("patch_embed.proj");
-        let init = Init::TorchDefault { fan_in: 3 * patch_size * patch_size };
-        let patch_weight = proj.trainable("weight", (dim, 3, patch_size, patch_size), init)?;
-        let patch_bias = proj.trainable("bias", dim, init)?;
-        let block = TransformerBlockConfig { heads, ..Default::default() };
-        let blocks = (0..self.depth)
-            .map(|i| TransformerBlock::new(dim, block, &scope.pp("blocks").pp(i)))
-            .collect::<Result<_>>()?;
-        let norm = LayerNorm::new(dim, block.norm_eps, &scope.pp("norm"))?;
-        Ok(Vit { cls_token, pos_embed, patch_weight, patch_bias, blocks, norm, config: *self })
+        let Self { dim, depth, heads, options, .. } = *self;
+        let embedding = Embedding::new(*self, scope)?;
+        let of_block = |i: usize| scope.pp("blocks").pp(i);
+        let relative = |scope: &Scope| RelativePositionBias::new((self.grid(), self.grid()), heads, scope);
+        let mut relative_positions = match options.relative_positions {
+            RelativePositions::Shared => vec![relative(&scope.pp("rel_pos_bias"))?],
+            RelativePositions::None | RelativePositions::Each => Vec::new(),
+        };
+        let mut blocks = Vec::with_capacity(depth);
+        for i in 0..depth {
+            blocks.push(TransformerBlock::new(dim, options.block(heads, i), &of_block(i))?);
+            if options.relative_positions == RelativePositions::Each {
+                relative_positions.push(relative(&of_block(i).pp("attn"))?);
+            }
+        }
+        let norm = LayerNorm::new(dim, options.norm_eps, &scope.pp("norm"))?;
+        Ok(Vit { embedding, blocks, relative_positions, norm, config: *self })
     }
 }
 
 /// A vision transformer up to its last norm.
+///
+/// A batch goes through it as a whole ([`Backbone::forward_t`], [`Vit::forward_features`]), or in three steps, between
+/// which a method for masked images has its say: [`Vit::embed`] with a token in place of some patches, or
+/// [`Vit::embed_visible`] for some of them alone; [`Vit::run`] or [`Vit::run_through`] for the blocks; [`Vit::norm`].
+/// None of the steps has a state, and none draws anything that its arguments do not decide.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use ssl_backbones::{VitConfig, VitOptions, VitPass};
+/// use ssl_nn::Params;
+///
+/// let params = Params::new(0, DType::F32, &Device::Cpu);
+/// let config = VitConfig { image_size: 8, patch_size: 4, dim: 12, depth: 2, ..VitConfig::vit_tiny() };
+/// let vit = config.build(&params.root())?;
+/// let images = Tensor::ones((2, 3, 8, 8), DType::F32, &Device::Cpu)?;
+///
+/// // The encoder of a masked autoencoder: one patch of the first image, another of the second.
+/// let kept = Tensor::new(&[[2u32], [0]], &Device::Cpu)?;
+/// let tokens = vit.run(&vit.embed_visible(&images, &kept)?, &VitPass::default())?;
+/// let parts = vit.split(&vit.norm(&tokens)?)?;
+/// assert_eq!(parts.class_token.map(|token| token.dims().to_vec()), Some(vec![2, 12]));
+/// assert_eq!(parts.patches.dims(), [2, 1, 12]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Vit {
-    cls_token: Tensor,
-    pos_embed: Tensor,
-    patch_weight: Tensor,
-    patch_bias: Tensor,
+    embedding: Embedding,
     blocks: Vec<TransformerBlock>,
+    /// None, one for all blocks, or one for each.
+    relative_positions: Vec<RelativePositionBias>,
     norm: LayerNorm,
     config: VitConfig,
 }
 
+/// What a pass through the blocks does besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VitPass<'a> {
+    /// Where drop path draws, in training. Blocks draw for the layers `layer`, `layer + 1`, …, two each; without it
+    /// nothing is left out.
+    pub draws: Option<DrawsAt>,
+    /// `(B, N)` of type `U8`: where it is 0, no token looks at this one.
+    pub keys: Option<&'a Tensor>,
+    /// The number of first tokens that are wanted, such as 1 for the class token, or all.
+    pub first: Option<usize>,
+}
+
+/// The tokens by their kinds.
+#[derive(Clone, Debug)]
+pub struct VitTokens {
+    /// `(B, dim)`.
+    pub class_token: Option<Tensor>,
+    /// `(B, registers, dim)`.
+    pub registers: Option<Tensor>,
+    /// `(B, N, dim)`, in the order in which they were embedded: all of them row by row.
+    pub patches: Tensor,
+}
+
 impl Vit {
-    /// The tokens after the last norm: `(B, 3, H, W)` to `(B, 1 + patches, dim)`, the class token first.
+    /// What it was built from.
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// The tokens before the first block: `(B, 3, H, W)` to `(B, prefix + N, dim)`, class token and registers first.
     ///
     /// Images may have another size than the network was built for: the position embeddings are then interpolated, as
     /// `torch.nn.functional.interpolate` does in mode `bicubic`.
     ///
     /// # Errors
-    /// If the images do not consist of whole patches.
-    pub fn forward_features(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(&self.forward_blocks(x, None)?)
+    /// If the images do not consist of whole patches, or mask and token are not of their shapes.
+    pub fn embed(&self, images: &Tensor, masked: Option<MaskedPatches<'_>>) -> Result<Tensor> {
+        self.embedding.all(images, masked)
     }
 
-    /// How much each token looks at each other in the last block: `(B, heads, 1 + patches, 1 + patches)`, rows summing
-    /// to 1; without gradient.
+    /// The tokens of the patches `numbers` `(B, K)` alone, each with its own position: `(B, prefix + K, dim)`.
+    ///
+    /// A number is `column + row · columns`. Patches that are not asked for cost nothing.
     ///
     /// # Errors
-    /// As [`Vit::forward_features`].
-    pub fn last_attention(&self, x: &Tensor) -> Result<Tensor> {
-        let Some((last, blocks)) = self.blocks.split_last() else { bail!("vision transformer: no blocks") };
-        let blocks: Vec<_> = blocks.iter().map(|block| (block, BlockOptions::default())).collect();
-        last.attention_map(&transformer_blocks(&self.embed(x)?, &blocks, None)?, &AttentionOptions::default())
+    /// If the images do not consist of whole patches or have no patch of that number.
+    pub fn embed_visible(&self, images: &Tensor, numbers: &Tensor) -> Result<Tensor> {
+        self.embedding.visible(images, numbers)
     }
 
-    /// The tokens before the last norm, or the `first` of them.
-    fn forward_blocks(&self, x: &Tensor, first: Option<usize>) -> Result<Tensor> {
-        let x = self.embed(x)?;
-        if self.config.recompute {
-            return self.recompute_blocks(x, first);
+    /// The positions `(1, N, dim)` of a grid (rows, columns) of patches, interpolated if it is another one, or `None` if
+    /// the network has none.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn patch_positions(&self, grid: (usize, usize)) -> Result<Option<Tensor>> {
+        self.embedding.of_patches(grid)
+    }
+
+    /// All blocks, for any set of tokens `(B, M, dim)` or, with relative positions, all of them. The last norm is left
+    /// to [`Vit::norm`].
+    ///
+    /// # Errors
+    /// If `tokens` or one of `pass` is not of its shape.
+    pub fn run(&self, tokens: &Tensor, pass: &VitPass<'_>) -> Result<Tensor> {
+        self.run_range(tokens, 0..self.blocks.len(), pass)
+    }
+
+    /// What comes out of the blocks with the numbers `outputs`, counted from 0 and rising; the last one ends the pass.
+    ///
+    /// # Errors
+    /// If a number is not below the depth or not above the one before it, or as [`Vit::run`].
+    pub fn run_through(&self, tokens: &Tensor, outputs: &[usize], pass: &VitPass<'_>) -> Result<Vec<Tensor>> {
+        let mut found = Vec::with_capacity(outputs.len());
+        let (mut x, mut next) = (tokens.clone(), 0);
+        for (i, &output) in outputs.iter().enumerate() {
+            if output < next || output >= self.blocks.len() {
+                bail!(
+                    "vision transformer: outputs {outputs:?} must rise and lie below the depth {}",
+                    self.blocks.len()
+                );
+            }
+            let first = pass.first.filter(|_| i + 1 == outputs.len());
+            x = self.run_range(&x, next..output + 1, &VitPass { first, ..*pass })?;
+            found.push(x.clone());
+            next = output + 1;
         }
-        let blocks: Vec<_> = self.blocks.iter().map(|block| (block, BlockOptions::default())).collect();
-        transformer_blocks(&x, &blocks, first)
+        Ok(found)
+    }
+
+    /// The last norm.
+    ///
+    /// # Errors
+    /// If the last dimension is not `dim`.
+    pub fn norm(&self, tokens: &Tensor) -> Result<Tensor> {
+        self.norm.forward(tokens)
+    }
+
+    /// Takes tokens that this network made apart.
+    ///
+    /// # Errors
+    /// If there are no patches among `tokens` `(B, prefix + N, dim)`.
+    pub fn split(&self, tokens: &Tensor) -> Result<VitTokens> {
+        let (_, all, _) = tokens.dims3()?;
+        let (prefix, registers) = (self.config.prefix_tokens(), self.config.options.registers);
+        if all <= prefix {
+            bail!("vision transformer: no patch among {all} tokens, the first {prefix} of which are others");
+        }
+        let class_token = prefix > registers;
+        let class_token = class_token.then(|| tokens.narrow(1, 0, 1)?.squeeze(1)).transpose()?;
+        let registers =
+            (registers > 0).then(|| tokens.narrow(1, prefix - registers, registers)).transpose()?;
+        Ok(VitTokens { class_token, registers, patches: tokens.narrow(1, prefix, all - prefix)? })
+    }
+
+    /// The tokens after the last norm: `(B, 3, H, W)` to `(B, prefix + N, dim)`.
+    ///
+    /// # Errors
+    /// As [`Vit::embed`].
+    pub fn forward_features(&self, images: &Tensor) -> Result<Tensor> {
+        self.norm(&self.run(&self.embed(images, None)?, &VitPass::default())?)
+    }
+
+    /// How much each token looks at each other in block `i`, counted from 0: `(B, heads, M, M)` for `tokens`
+    /// `(B, M, dim)` that enter the first block; rows sum to 1; without gradient.
+    ///
+    /// # Errors
+    /// If `i` is not below the depth, or as [`Vit::run`].
+    pub fn attention_map(&self, tokens: &Tensor, i: usize) -> Result<Tensor> {
+        let Some(block) = self.blocks.get(i) else {
+            bail!("vision transformer: block {i} of {} was asked for", self.blocks.len());
+        };
+        let x = self.run_range(&tokens.detach(), 0..i, &VitPass::default())?;
+        let bias = self.relative_position_bias(i)?;
+        block.attention_map(&x, &AttentionOptions { bias: bias.as_ref(), keys: None })
+    }
+
+    /// [`Vit::attention_map`] of the last block for images.
+    ///
+    /// # Errors
+    /// As [`Vit::embed`].
+    pub fn last_attention(&self, images: &Tensor) -> Result<Tensor> {
+        self.attention_map(&self.embed(images, None)?, self.blocks.len() - 1)
+    }
+
+    fn forward(&self, images: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
+        let x = self.embed(images, None)?;
+        match self.config.options.pooling {
+            Pooling::Token => {
+                let x = self.run(&x, &VitPass { draws, first: Some(1), ..Default::default() })?;
+                // The norm is one of rows: that of the class token needs no other.
+                self.norm(&x.squeeze(1)?)
+            }
+            Pooling::Mean => {
+                let x = self.run(&x, &VitPass { draws, ..Default::default() })?;
+                self.split(&self.norm(&x)?)?.patches.mean(1)
+            }
+        }
+    }
+
+    fn run_range(&self, x: &Tensor, range: Range<usize>, pass: &VitPass<'_>) -> Result<Tensor> {
+        let factors: Vec<_> =
+            range.clone().map(|i| self.drop_path(i, x, pass.draws)).collect::<Result<_>>()?;
+        if self.config.recompute && !range.is_empty() {
+            return self.recompute_range(x, range, &factors, pass);
+        }
+        let biases: Vec<Option<Tensor>> = match self.config.options.relative_positions {
+            RelativePositions::Shared => vec![self.relative_position_bias(0)?; range.len()],
+            _ => range.clone().map(|i| self.relative_position_bias(i)).collect::<Result<_>>()?,
+        };
+        let options = biases.iter().zip(&factors).map(|(bias, factors)| BlockOptions {
+            attention: AttentionOptions { bias: bias.as_ref(), keys: pass.keys },
+            drop_path: factors.as_ref().map(|[attention, mlp]| [attention, mlp]),
+        });
+        let chain: Vec<_> = self.blocks[range].iter().zip(options).collect();
+        transformer_blocks(x, &chain, pass.first)
     }
 
     /// The blocks one by one, each computed again in the backward pass.
-    fn recompute_blocks(&self, x: Tensor, first: Option<usize>) -> Result<Tensor> {
-        self.blocks.iter().enumerate().try_fold(x, |x, (i, block)| {
-            let first = first.filter(|_| i + 1 == self.blocks.len());
-            let block = block.clone();
-            recompute(&x, &[], move |x| transformer_blocks(x, &[(&block, BlockOptions::default())], first))
+    fn recompute_range(
+        &self,
+        x: &Tensor,
+        range: Range<usize>,
+        factors: &[Option<[Tensor; 2]>],
+        pass: &VitPass<'_>,
+    ) -> Result<Tensor> {
+        range.clone().zip(factors).try_fold(x.clone(), |x, (i, factors)| {
+            let first = pass.first.filter(|_| i + 1 == range.end);
+            let (block, factors, keys) = (self.blocks[i].clone(), factors.clone(), pass.keys.cloned());
+            let relative = self.relative_positions_of(i).cloned();
+            recompute(&x, &[], move |x| {
+                let bias = relative.as_ref().map(RelativePositionBias::bias).transpose()?;
+                let attention = AttentionOptions { bias: bias.as_ref(), keys: keys.as_ref() };
+                let drop_path = factors.as_ref().map(|[attention, mlp]| [attention, mlp]);
+                transformer_blocks(x, &[(&block, BlockOptions { attention, drop_path })], first)
+            })
         })
     }
 
-    /// The tokens before the first block.
-    fn embed(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, channels, h, w) = x.dims4()?;
-        let VitConfig { image_size, patch_size: p, dim, .. } = self.config;
-        let (rows, columns) = (h / p, w / p);
-        if channels != 3 || rows * columns == 0 || h % p != 0 || w % p != 0 {
-            bail!(
-                "vision transformer: expected images (B, 3, H, W) in whole patches of {p}, got {:?}",
-                x.dims()
-            );
+    /// The factors of the two branches of block `i`.
+    fn drop_path(&self, i: usize, x: &Tensor, draws: Option<DrawsAt>) -> Result<Option<[Tensor; 2]>> {
+        let p = self.config.options.drop_path_of(i, self.blocks.len());
+        let Some(draws) = draws.filter(|_| p > 0.0) else { return Ok(None) };
+        let (batch, _, _) = x.dims3()?;
+        let factors = |branch: u32| {
+            let layer = draws.layer + 2 * i as u32 + branch;
+            Tensor::new(drop_path_factors(batch, p, DrawsAt { layer, ..draws })?, x.device())
+        };
+        Ok(Some([factors(0)?, factors(1)?]))
+    }
+
+    fn relative_positions_of(&self, i: usize) -> Option<&RelativePositionBias> {
+        match self.config.options.relative_positions {
+            RelativePositions::Shared => self.relative_positions.first(),
+            RelativePositions::None | RelativePositions::Each => self.relative_positions.get(i),
         }
-        let grid = image_size / p;
-        let positions =
-            interpolate_positions(&self.pos_embed, (grid, grid), (rows, columns), BicubicConfig::default())?;
-        let patches = x.reshape((batch, 3, rows, p, columns, p))?.permute((0, 2, 4, 1, 3, 5))?;
-        let patches = patches.reshape((batch, rows * columns, 3 * p * p))?;
-        let weight = self.patch_weight.reshape((dim, 3 * p * p))?;
-        let patches = linear(&patches, &weight, Some(&self.patch_bias), None)?;
-        let tokens = Tensor::cat(&[&self.cls_token.broadcast_as((batch, 1, dim))?, &patches], 1)?;
-        tokens.broadcast_add(&positions)
+    }
+
+    fn relative_position_bias(&self, i: usize) -> Result<Option<Tensor>> {
+        self.relative_positions_of(i).map(RelativePositionBias::bias).transpose()
     }
 }
 
@@ -185,10 +305,13 @@ impl Backbone for Vit {
         self.config.dim
     }
 
-    /// The class token after the last norm.
+    /// The class token after the last norm, or the mean of the patches.
     fn forward_t(&self, x: &Tensor, _: bool) -> Result<Tensor> {
-        // The norm is one of rows: that of the class token needs no other.
-        self.norm.forward(&self.forward_blocks(x, Some(1))?.squeeze(1)?)
+        self.forward(x, None)
+    }
+
+    fn forward_train(&self, x: &Tensor, draws: DrawsAt) -> Result<Tensor> {
+        self.forward(x, Some(draws))
     }
 }
 
@@ -200,7 +323,7 @@ mod tests {
     use super::*;
 
     fn small() -> VitConfig {
-        VitConfig { image_size: 8, patch_size: 4, dim: 12, depth: 2, heads: 3, recompute: false }
+        VitConfig { image_size: 8, patch_size: 4, dim: 12, depth: 2, ..VitConfig::vit_tiny() }
     }
 
     fn images(n: usize, size: usize) -> Tensor {

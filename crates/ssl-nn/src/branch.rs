@@ -5,18 +5,17 @@
 
 use rayon::prelude::*;
 
-use crate::activation::Activation;
 use crate::attention::{Heads, Scratch as AttentionScratch};
 use crate::convolve::{parts, sum_in_order};
 use crate::dense::{Operand, add_bias, add_columns, add_weight_gradient};
 use crate::fresh::Fresh;
 use crate::kernel::vectorised;
 use crate::layer_norm::{backward_rows, forward_rows};
-use crate::real::Real;
+use crate::real::{Real, sum_by};
 use crate::scratch::with_scratch;
 
 /// Rows that are computed together.
-const ROWS: usize = 112;
+pub(crate) const ROWS: usize = 112;
 
 /// What stands between the two layers of a branch.
 pub(crate) trait Middle<T>: Sync {
@@ -72,32 +71,6 @@ impl<T: Real> Middle<T> for Heads<'_, T> {
         for (i, ((qkv, dy), (dqkv, y))) in (i..).zip(inputs.zip(outputs)) {
             Heads::backward(self, i, qkv, dy, dqkv, Some(y), more, scratch);
         }
-    }
-}
-
-impl<T: Real> Middle<T> for Activation {
-    fn rows(&self) -> usize {
-        ROWS
-    }
-
-    fn width(&self, first: usize) -> usize {
-        first
-    }
-
-    fn forward(&self, _: usize, first: &[T], middle: &mut [T], _: &mut AttentionScratch<T>) {
-        self.values(first, middle);
-    }
-
-    fn backward(
-        &self,
-        _: usize,
-        first: &[T],
-        d_middle: &[T],
-        (middle, d_first): (&mut [T], &mut [T]),
-        _: &mut [T],
-        _: &mut AttentionScratch<T>,
-    ) {
-        self.values_and_gradients(first, d_middle, middle, d_first);
     }
 }
 
@@ -219,14 +192,21 @@ impl<T: Real> Branch<'_, T> {
     ) -> (Vec<T>, Vec<Vec<T>>) {
         let (dim, hidden) = (self.dim(), self.hidden());
         let width = middle.width(hidden);
+        let scaled = self.scale.map(|scale| {
+            let mut weight = self.second.0.to_vec();
+            scale_rows(&mut weight, scale);
+            weight
+        });
         let operands = Operands {
             first: Operand::backward(self.first.0, dim),
-            second: Operand::backward(self.second.0, width),
-            // What the scale multiplied is needed for its gradient.
-            again: self.wanted[6].then(|| Operand::forward(self.second.0, width)),
+            second: Operand::backward(scaled.as_deref().unwrap_or(self.second.0), width),
         };
-        let lens = [dim, dim, self.first.0.len(), hidden, self.second.0.len(), dim, dim, more];
-        let wanted = self.wanted.into_iter().chain([more > 0]);
+        let lens = [dim, dim, self.first.0.len(), hidden, self.second.0.len(), dim, 0, more];
+        let mut wanted = self.wanted;
+        // The gradient of the scale is made of those of the second layer.
+        wanted[4] |= wanted[6];
+        wanted[5] |= wanted[6] && self.second.1.is_some();
+        let wanted = wanted.into_iter().chain([more > 0]);
         let lens: Vec<usize> =
             lens.into_iter().zip(wanted).map(|(n, wanted)| if wanted { n } else { 0 }).collect();
         let rows = middle.rows();
@@ -253,7 +233,27 @@ impl<T: Real> Branch<'_, T> {
                 sums
             })
             .collect();
-        (dx.into_vec(), sum_each(sums, lens.len()))
+        let mut sums = sum_each(sums, lens.len());
+        self.finish_scale(&mut sums);
+        (dx.into_vec(), sums)
+    }
+
+    /// The gradient of the scale and those of the second layer from what the latter would be without a scale:
+    /// `y = scale · (W m + b)` makes `dscale = (dy m) · W + dy b`, where `dy m` is the gradient of `W` but for the scale.
+    fn finish_scale(&self, sums: &mut [Vec<T>]) {
+        let (Some(scale), [_, _, _, _, d_second, d_bias, d_scale, _]) = (self.scale, sums) else { return };
+        if self.wanted[6] {
+            let width = self.second.0.len() / scale.len();
+            let rows = self.second.0.chunks_exact(width).zip(d_second.chunks_exact(width));
+            *d_scale = rows.map(|(weight, sum)| sum_by(weight, sum, |w, d| w * d)).collect();
+            if let Some(bias) = self.second.1 {
+                for (d_scale, (bias, d_bias)) in d_scale.iter_mut().zip(bias.iter().zip(&*d_bias)) {
+                    *d_scale += *bias * *d_bias;
+                }
+            }
+        }
+        scale_rows(d_second, scale);
+        d_bias.iter_mut().zip(scale).for_each(|(d_bias, scale)| *d_bias *= *scale);
     }
 
     fn backward_rows(
@@ -268,8 +268,7 @@ impl<T: Real> Branch<'_, T> {
     ) {
         let (dim, hidden) = (self.dim(), self.hidden());
         let (rows, width) = (x.len() / dim, middle.width(hidden));
-        let [d_norm_weight, d_norm_bias, d_first, d_first_bias, d_second, d_second_bias, d_scale, more] =
-            sums
+        let [d_norm_weight, d_norm_bias, d_first, d_first_bias, d_second, d_second_bias, _, more] = sums
         else {
             return;
         };
@@ -280,20 +279,21 @@ impl<T: Real> Branch<'_, T> {
         room.d_norm.resize(rows * dim, T::ZERO);
         room.dz.clear();
         room.dz.extend_from_slice(dy);
-        vectorised!({
-            room.dz.chunks_exact_mut(dim).enumerate().for_each(|(i, dz)| self.weigh(start + i, dz));
-        });
+        if let Some(factors) = self.factors {
+            vectorised!({
+                for (i, dz) in room.dz.chunks_exact_mut(dim).enumerate() {
+                    let factor = factors[(start + i) / self.tokens];
+                    dz.iter_mut().for_each(|dz| *dz *= factor);
+                }
+            });
+        }
         operands.second.apply(&room.dz, &mut room.d_middle);
         let outputs = (&mut room.middle[..], &mut room.d_first[..]);
         middle.backward(start, kept, &room.d_middle, outputs, more, &mut room.attention);
-        if let Some(again) = &operands.again {
-            again.apply(&room.middle, &mut room.d_norm);
-            self.add_scale_gradient(start, dy, &mut room.d_norm, d_scale);
-        }
-        if self.wanted[4] {
+        if !d_second.is_empty() {
             add_weight_gradient((&room.dz, dim), (&room.middle, width), d_second, &mut room.packed);
         }
-        if self.wanted[5] {
+        if !d_second_bias.is_empty() {
             add_columns(&room.dz, d_second_bias);
         }
         if self.wanted[2] {
@@ -315,25 +315,21 @@ impl<T: Real> Branch<'_, T> {
             d_norm_bias.iter_mut().zip(db).for_each(|(sum, v)| *sum += *v);
         });
     }
-
-    /// `d_scale += Σ factor · dy · z`, where `z`, still without the bias, is what the scale multiplied.
-    fn add_scale_gradient(&self, start: usize, dy: &[T], z: &mut [T], d_scale: &mut [T]) {
-        if let Some(bias) = self.second.1 {
-            add_bias(z, bias);
-        }
-        for (i, (z, dy)) in z.chunks_exact_mut(self.dim()).zip(dy.chunks_exact(self.dim())).enumerate() {
-            let factor = self.factors.map_or(T::ONE, |factors| factors[(start + i) / self.tokens]);
-            z.iter_mut().zip(dy).for_each(|(z, dy)| *z *= *dy * factor);
-        }
-        add_columns(z, d_scale);
-    }
 }
 
 /// The weights as the backward pass needs them.
 struct Operands<T> {
     first: Operand<T>,
+    /// Times the scale.
     second: Operand<T>,
-    again: Option<Operand<T>>,
+}
+
+/// Multiplies each row of a weight by its factor.
+fn scale_rows<T: Real>(weight: &mut [T], factors: &[T]) {
+    let width = (weight.len() / factors.len()).max(1);
+    for (row, factor) in weight.chunks_exact_mut(width).zip(factors) {
+        row.iter_mut().for_each(|w| *w *= *factor);
+    }
 }
 
 /// The sums over the parts, each in the order of the parts.

@@ -66,6 +66,13 @@ pub(crate) fn sigmoid_form<T: Real>(x: T) -> (T, T) {
     (x * s, s + a * x * s * (T::ONE - s))
 }
 
+/// Value and slope of `x σ(x)`.
+#[inline(always)]
+pub(crate) fn silu_form<T: Real>(x: T) -> (T, T) {
+    let s = sigmoid(x);
+    (x * s, s + x * s * (T::ONE - s))
+}
+
 #[inline(always)]
 fn sigmoid<T: Real>(x: T) -> T {
     T::ONE / (T::ONE + (T::ZERO - x).exp())

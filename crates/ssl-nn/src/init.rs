@@ -31,6 +31,8 @@ pub enum Init {
     },
     /// Normal with mean 0 and variance `2 / fan` (He et al., 2015), for layers before a ReLU.
     KaimingNormal(Fan),
+    /// Uniform with variance `2 / (fan_in + fan_out)` (Glorot and Bengio, 2010), as `torch.nn.init.xavier_uniform_`.
+    XavierUniform,
     /// Uniform in `±1 / sqrt(fan_in)`: the default of `torch.nn.Linear` and `torch.nn.Conv2d`.
     TorchDefault {
         /// Inputs of one output unit; a bias needs its weight's.
@@ -55,6 +57,10 @@ impl Init {
             Init::Normal { std } => normal(&mut rng, n, std),
             Init::Uniform { bound } => uniform(&mut rng, n, bound),
             Init::KaimingNormal(fan) => normal(&mut rng, n, (2.0 / fan_of(shape, fan) as f64).sqrt()),
+            Init::XavierUniform => {
+                let fans = fan_of(shape, Fan::In) + fan_of(shape, Fan::Out);
+                uniform(&mut rng, n, (6.0 / fans as f64).sqrt())
+            }
             Init::TorchDefault { fan_in } => uniform(&mut rng, n, 1.0 / (fan_in as f64).sqrt()),
         };
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
@@ -123,6 +129,7 @@ mod tests {
             (Init::Uniform { bound: 0.3 }, 0.3 / 3f64.sqrt()),
             (Init::KaimingNormal(Fan::Out), (2.0 / (64.0 * 9.0f64)).sqrt()),
             (Init::KaimingNormal(Fan::In), (2.0 / (32.0 * 9.0f64)).sqrt()),
+            (Init::XavierUniform, (2.0 / (96.0 * 9.0f64)).sqrt()),
             (Init::TorchDefault { fan_in: 288 }, 1.0 / (3.0 * 288f64).sqrt()),
         ] {
             let (mean, measured) = moments(&sample(init, &shape, "w"));

@@ -1,211 +1,24 @@
 //! The blocks of vision transformers (Dosovitskiy et al., 2020, <https://arxiv.org/abs/2010.11929>) as one operation.
 //!
 //! A block has two branches of the same form, `x + scale · second(middle(first(norm(x))))`, whose middle is the
-//! attention of whole samples or an activation. Each is computed for a few rows at a time, which stay in the cache from
-//! the norm to the sum. The backward pass needs `x` and what comes out of `first`; norm and middle it computes again,
+//! attention of whole samples or that of a perceptron. Each is computed for a few rows at a time, which stay in the
+//! cache from the norm to the sum. The backward pass needs `x` and what comes out of `first`; norm and middle it computes again,
 //! which costs little beside the products.
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::activation::Activation;
-use crate::attention::{AttentionOptions, Heads, Sizes, attention, slice_of};
+use crate::attention::{Heads, Sizes, slice_of};
 use crate::branch::Branch;
 use crate::graph::{Gradients, gradient, node};
-use crate::init::Init;
-use crate::layer_norm::LayerNorm;
-use crate::linear::{Linear, LinearConfig};
-use crate::params::Scope;
+use crate::perceptron::Between;
 use crate::real::Real;
 use crate::storage::{dispatch, reader};
-
-/// Settings of a [`TransformerBlock`]; the defaults are those of timm's vision transformers.
-#[derive(Clone, Copy, Debug)]
-pub struct TransformerBlockConfig {
-    /// Heads of the attention; must divide the width.
-    pub heads: usize,
-    /// Width of the perceptron's hidden layer over that of the block.
-    pub mlp_ratio: f64,
-    /// Added to the variance in both norms.
-    pub norm_eps: f64,
-    /// Whether the layer that makes queries, keys and values has a bias.
-    pub qkv_bias: bool,
-    /// Start of the factor of each channel on what a branch adds (LayerScale); `None` for no such factors.
-    pub layer_scale: Option<f64>,
-    /// The activation of the perceptron.
-    pub activation: Activation,
-    /// Initial weight of the linear layers; their biases start at 0.
-    pub init: Init,
-}
-
-impl Default for TransformerBlockConfig {
-    fn default() -> Self {
-        Self {
-            heads: 3,
-            mlp_ratio: 4.0,
-            norm_eps: 1e-6,
-            qkv_bias: true,
-            layer_scale: None,
-            activation: Activation::Gelu,
-            init: Init::Normal { std: 0.02 },
-        }
-    }
-}
-
-/// What a pass through a block may add to it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct BlockOptions<'a> {
-    /// Of the attention.
-    pub attention: AttentionOptions<'a>,
-    /// Factors of what the attention and the perceptron add to each sample, `(B)` each, without gradient: drop path
-    /// sets some to 0 and the others to the inverse of the share that is kept.
-    pub drop_path: Option<[&'a Tensor; 2]>,
-}
-
-/// `x + attention(norm1(x))`, then `x + mlp(norm2(x))`.
-///
-/// ```
-/// use candle_core::{DType, Device, Tensor};
-/// use ssl_nn::{BlockOptions, Params, TransformerBlock, TransformerBlockConfig};
-///
-/// let params = Params::new(0, DType::F32, &Device::Cpu);
-/// let block = TransformerBlock::new(12, TransformerBlockConfig::default(), &params.root().pp("blocks.0"))?;
-/// let tokens = Tensor::ones((2, 5, 12), DType::F32, &Device::Cpu)?;
-/// assert_eq!(block.forward(&tokens, &BlockOptions::default())?.dims(), [2, 5, 12]);
-/// assert!(params.names().contains(&"blocks.0.attn.qkv.weight".to_owned()));
-/// # Ok::<(), candle_core::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-pub struct TransformerBlock {
-    attention: BranchLayers,
-    mlp: BranchLayers,
-    heads: usize,
-    activation: Activation,
-}
-
-/// The layers of a branch.
-#[derive(Clone, Debug)]
-struct BranchLayers {
-    norm: LayerNorm,
-    first: Linear,
-    second: Linear,
-    /// A factor for each channel.
-    scale: Option<Tensor>,
-}
-
-impl BranchLayers {
-    fn frozen(&self) -> Self {
-        Self {
-            norm: self.norm.frozen(),
-            first: self.first.frozen(),
-            second: self.second.frozen(),
-            scale: self.scale.as_ref().map(Tensor::detach),
-        }
-    }
-}
-
-impl TransformerBlock {
-    /// A block of width `dim`; creates `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1` and `mlp.fc2`, and with
-    /// LayerScale `ls1.gamma` and `ls2.gamma`: timm's names.
-    ///
-    /// # Errors
-    /// If the number of heads does not divide `dim`, the perceptron has no hidden unit, or a name is taken.
-    pub fn new(dim: usize, config: TransformerBlockConfig, scope: &Scope) -> Result<Self> {
-        let TransformerBlockConfig { heads, mlp_ratio, norm_eps, init, .. } = config;
-        if heads == 0 || dim == 0 || !dim.is_multiple_of(heads) {
-            bail!("transformer block: {heads} heads do not divide the width {dim}");
-        }
-        let hidden = (dim as f64 * mlp_ratio) as usize;
-        if hidden == 0 {
-            bail!("transformer block: mlp_ratio = {mlp_ratio} leaves no hidden unit at width {dim}");
-        }
-        let linear = |inputs, outputs, bias, name: &str| {
-            let config = LinearConfig { bias, init: Some(init), bias_init: Some(Init::Const(0.0)) };
-            Linear::new(inputs, outputs, config, &scope.pp(name))
-        };
-        let scale = |name: &str| {
-            config
-                .layer_scale
-                .map(|start| scope.pp(name).trainable("gamma", dim, Init::Const(start)))
-                .transpose()
-        };
-        let attention = BranchLayers {
-            norm: LayerNorm::new(dim, norm_eps, &scope.pp("norm1"))?,
-            first: linear(dim, 3 * dim, config.qkv_bias, "attn.qkv")?,
-            second: linear(dim, dim, true, "attn.proj")?,
-            scale: scale("ls1")?,
-        };
-        let mlp = BranchLayers {
-            norm: LayerNorm::new(dim, norm_eps, &scope.pp("norm2"))?,
-            first: linear(dim, hidden, true, "mlp.fc1")?,
-            second: linear(hidden, dim, true, "mlp.fc2")?,
-            scale: scale("ls2")?,
-        };
-        Ok(Self { attention, mlp, heads, activation: config.activation })
-    }
-
-    /// `(B, N, dim)` to the same shape.
-    ///
-    /// # Errors
-    /// If `x` or one of `options` is not of its shape.
-    pub fn forward(&self, x: &Tensor, options: &BlockOptions<'_>) -> Result<Tensor> {
-        transformer_blocks(x, &[(self, *options)], None)
-    }
-
-    /// Checks `x` and the options for this block.
-    fn check(&self, x: &Tensor, options: &BlockOptions<'_>) -> Result<Sizes> {
-        let (batch, tokens, dim) = x.dims3()?;
-        let width = self.attention.norm.dim();
-        if dim != width || batch * tokens == 0 {
-            bail!("transformer block: expected (B, N, {width}) with at least one token, got {:?}", x.dims());
-        }
-        if let Some(factors) =
-            options.drop_path.into_iter().flatten().find(|factors| factors.dims() != [batch])
-        {
-            bail!("transformer block: expected {batch} factors of drop path, got {:?}", factors.dims());
-        }
-        let sizes = Sizes { tokens, heads: self.heads, width: dim / self.heads };
-        options.attention.check(x, batch, sizes)?;
-        Ok(sizes)
-    }
-
-    /// The same block with parameters that get no gradient, as in a teacher. They stay those of the store.
-    pub fn frozen(&self) -> Self {
-        Self { attention: self.attention.frozen(), mlp: self.mlp.frozen(), ..self.clone() }
-    }
-
-    /// The weights `(B, heads, N, N)` of the attention for the input `x` of the block; without gradient.
-    ///
-    /// # Errors
-    /// As [`TransformerBlock::forward`].
-    pub fn attention_map(&self, x: &Tensor, options: &AttentionOptions<'_>) -> Result<Tensor> {
-        let qkv = self.attention.first.forward(&self.attention.norm.forward(&x.detach())?)?;
-        crate::attention::attention_map(&qkv, self.heads, options)
-    }
-
-    /// The same layer by layer, for devices without a kernel of ours.
-    fn composite(&self, x: &Tensor, options: &BlockOptions<'_>) -> Result<Tensor> {
-        let add = |x: &Tensor, layers: &BranchLayers, middle: &Tensor, branch: usize| {
-            let mut y = layers.second.forward(middle)?;
-            if let Some(scale) = &layers.scale {
-                y = y.broadcast_mul(scale)?;
-            }
-            if let Some(factors) = options.drop_path {
-                y = y.broadcast_mul(&factors[branch].to_dtype(x.dtype())?.reshape(((), 1, 1))?)?;
-            }
-            x + y
-        };
-        let first = |layers: &BranchLayers, x: &Tensor| layers.first.forward(&layers.norm.forward(x)?);
-        let middle = attention(&first(&self.attention, x)?, self.heads, &options.attention)?;
-        let x = add(x, &self.attention, &middle, 0)?;
-        let middle = self.activation.apply(&first(&self.mlp, &x)?)?;
-        add(&x, &self.mlp, &middle, 1)
-    }
-}
+use crate::transformer_block::{BlockOptions, BranchLayers, TransformerBlock};
 
 /// Runs blocks one after the other, each with its options.
 ///
-/// That is the same as [`TransformerBlock::forward`] block by block and cheaper: on the CPU it is one operation. Where
-/// only the `first` tokens of the result are wanted, such as the class token, the last perceptron is computed for those
+/// That is the same as [`TransformerBlock::forward`] block by block and cheaper: on the CPU it is one operation, unless
+/// a block norms its queries and keys. Where only the `first` tokens of the result are wanted, such as the class token, the last perceptron is computed for those
 /// alone.
 ///
 /// # Shapes
@@ -224,7 +37,8 @@ pub fn transformer_blocks(
     if first == 0 || first > tokens {
         bail!("transformer blocks: first = {first} is not in 1..={tokens}, the tokens of x {:?}", x.dims());
     }
-    if !x.device().is_cpu() || blocks.is_empty() {
+    let fused = blocks.iter().all(|(block, _)| block.can_be_fused());
+    if !x.device().is_cpu() || blocks.is_empty() || !fused {
         let y = blocks.iter().try_fold(x.clone(), |x, (block, options)| block.composite(&x, options))?;
         return y.narrow(1, 0, first);
     }
@@ -284,11 +98,12 @@ struct BranchTensors {
 impl BranchTensors {
     fn new(layers: &BranchLayers) -> Result<Self> {
         let (norm_weight, norm_bias) = layers.norm.tensors();
+        let first_bias = layers.first_bias()?;
         let tensors = [
             Some(norm_weight),
             Some(norm_bias),
             Some(layers.first.weight()),
-            layers.first.bias(),
+            first_bias.as_ref(),
             Some(layers.second.weight()),
             layers.second.bias(),
             layers.scale.as_ref(),
@@ -338,7 +153,7 @@ struct Run<T> {
     keys: Option<Vec<u8>>,
     factors: Option<[Vec<T>; 2]>,
     sizes: Sizes,
-    activation: Activation,
+    between: Between,
 }
 
 /// What the backward pass needs of a block.
@@ -348,7 +163,8 @@ struct Saved<T> {
     rest: Rest<T>,
 }
 
-/// The packed queries, keys and values; the sum between the branches; what enters the activation.
+/// The packed queries, keys and values; the sum between the branches; what comes out of the
+/// perceptron's first layer.
 struct Rest<T> {
     qkv: Vec<T>,
     between: Vec<T>,
@@ -364,7 +180,7 @@ impl<T: Real> Run<T> {
             keys: options.attention.keys_on_cpu()?,
             factors: options.drop_path.map(factors::<T>).transpose()?,
             sizes,
-            activation: block.activation,
+            between: Between { perceptron: block.perceptron, first: block.mlp.first.weight().dims2()?.0 },
         })
     }
 
@@ -389,7 +205,7 @@ impl<T: Real> Run<T> {
             between = between.chunks(tokens * dim).flat_map(|x| &x[..first * dim]).copied().collect();
         }
         let (y, hidden) =
-            self.mlp.with(self.factors(1, first), |branch| branch.forward(&between, &self.activation))?;
+            self.mlp.with(self.factors(1, first), |branch| branch.forward(&between, &self.between))?;
         Ok((y, Rest { qkv, between, hidden }))
     }
 
@@ -399,7 +215,7 @@ impl<T: Real> Run<T> {
         let bias = self.bias.as_ref().map(reader);
         let heads = Heads { sizes: self.sizes, bias: slice_of(&bias)?, keys: self.keys.as_deref() };
         let (mut d_between, of_mlp) = self.mlp.with(self.factors(1, first), |branch| {
-            branch.backward((&saved.between, &saved.hidden), dy, &self.activation, 0)
+            branch.backward((&saved.between, &saved.hidden), dy, &self.between, 0)
         })?;
         if first < tokens {
             let dim = self.sizes.dim();
@@ -426,51 +242,5 @@ impl<T: Real> Run<T> {
             gradients.push(of_bias.map(|sum| gradient(sum, bias)).transpose()?.flatten());
         }
         Ok((dx, gradients))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::{DType, Device};
-
-    use super::*;
-    use crate::Params;
-
-    #[test]
-    fn what_does_not_fit_is_refused() {
-        let params = Params::new(0, DType::F32, &Device::Cpu);
-        let config = TransformerBlockConfig::default();
-        let new = |dim, config| TransformerBlock::new(dim, config, &params.root().pp(params.names().len()));
-        assert!(new(10, config).unwrap_err().to_string().contains("3 heads do not divide the width 10"));
-        let flat = TransformerBlockConfig { mlp_ratio: 0.1, ..config };
-        assert!(new(6, flat).unwrap_err().to_string().contains("mlp_ratio = 0.1"));
-        let block = new(6, config).unwrap();
-        let x = |n, dim| Tensor::zeros((2, n, dim), DType::F32, &Device::Cpu).unwrap();
-        let error = |x: &Tensor, options| block.forward(x, &options).unwrap_err().to_string();
-        assert!(error(&x(3, 7), BlockOptions::default()).contains("expected (B, N, 6)"));
-        assert!(error(&x(0, 6), BlockOptions::default()).contains("at least one token"));
-        let three = Tensor::ones(3, DType::F32, &Device::Cpu).unwrap();
-        let options = BlockOptions { drop_path: Some([&three, &three]), ..Default::default() };
-        assert!(error(&x(3, 6), options).contains("expected 2 factors"));
-    }
-
-    #[test]
-    fn the_path_for_other_devices_agrees() {
-        let params = Params::new(0, DType::F64, &Device::Cpu);
-        let config =
-            TransformerBlockConfig { heads: 2, layer_scale: Some(0.3), ..TransformerBlockConfig::default() };
-        let block = TransformerBlock::new(6, config, &params.root()).unwrap();
-        let sample = |name, shape: &[usize]| {
-            Init::Normal { std: 1.0 }.sample(shape, 1, name, DType::F64, &Device::Cpu).unwrap()
-        };
-        let (x, bias) = (sample("x", &[3, 4, 6]), sample("bias", &[2, 4, 4]));
-        let keys = Tensor::new(&[[1u8, 1, 0, 1], [0, 0, 0, 1], [1, 1, 1, 1]], &Device::Cpu).unwrap();
-        let attention = AttentionOptions { bias: Some(&bias), keys: Some(&keys) };
-        let factors = [sample("a", &[3]), sample("b", &[3])];
-        let options = BlockOptions { attention, drop_path: Some([&factors[0], &factors[1]]) };
-        let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let (ours, theirs) = (block.forward(&x, &options), block.composite(&x, &options));
-        let pairs = values(ours.unwrap()).into_iter().zip(values(theirs.unwrap()));
-        pairs.for_each(|(a, b)| assert!((a - b).abs() < 1e-12, "{a} {b}"));
     }
 }

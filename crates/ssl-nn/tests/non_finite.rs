@@ -12,7 +12,7 @@ use ssl_nn::{
     SqueezeExcitation, add_relu, attention, avg_pool2d, conv2d, cross_entropy, drop_path, dropout, gelu,
     gelu_tanh, global_avg_pool, global_avg_pool_channels_last, group_norm, interpolate_positions, layer_norm,
     log_softmax, max_pool2d, max_pool2d_channels_last, quick_gelu, relu, residual_block, residual_blocks,
-    resize_bicubic, rms_norm, rng, soft_cross_entropy, softmax, stem,
+    resize_bicubic, rms_norm, rng, soft_cross_entropy, softmax, stem, swiglu,
 };
 
 use differences::{uniform, values};
@@ -20,12 +20,13 @@ use differences::{uniform, values};
 type Layer = fn(&Tensor) -> Result<Tensor>;
 
 /// Name, shape of the input, layer.
-const LAYERS: [(&str, &[usize], Layer); 38] = [
+const LAYERS: [(&str, &[usize], Layer); 39] = [
     ("relu", &[3, 4], relu),
     ("add relu", &[3, 4], |x| add_relu(x, &x.ones_like()?)),
     ("gelu", &[3, 4], gelu),
     ("gelu tanh", &[3, 4], gelu_tanh),
     ("quick gelu", &[3, 4], quick_gelu),
+    ("swiglu", &[3, 4], swiglu),
     ("linear", &[3, 4], |x| Linear::new(4, 5, LinearConfig::default(), &scope(x))?.forward(x)),
     ("mlp", &[3, 4], |x| Mlp::new(&[4, 6, 5], mlp_config(), &scope(x))?.forward_t(x, true)),
     ("layer norm", &[3, 20], |x| layer_norm(x, &pattern(x, &[20])?, &pattern(x, &[20])?, 1e-5)),

@@ -8,8 +8,9 @@ mod differences;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
-    Activation, AttentionOptions, BlockOptions, Params, Purpose, TransformerBlock, TransformerBlockConfig,
-    attention, attention_map, gelu, layer_norm, linear, rng, transformer_blocks,
+    Activation, AttentionOptions, BlockOptions, Params, Perceptron, Purpose, QkvBias, TransformerBlock,
+    TransformerBlockConfig, attention, attention_map, gelu, layer_norm, linear, rng, swiglu,
+    transformer_blocks,
 };
 
 use differences::{
@@ -79,10 +80,26 @@ fn layer_by_layer(x: &Tensor, params: &Params, heads: usize, options: &BlockOpti
             .map_or(Ok(y.clone()), |factors| y.broadcast_mul(&factors[branch].reshape(((), 1, 1))?))?;
         x + y
     };
-    let qkv = dense(&norm(x, "norm1")?, "attn.qkv")?;
-    let x = add(x, dense(&attention(&qkv, heads, &options.attention)?, "attn.proj")?, "ls1.gamma", 0)?;
-    let hidden = gelu(&dense(&norm(&x, "norm2")?, "mlp.fc1")?)?;
-    add(&x, dense(&hidden, "mlp.fc2")?, "ls2.gamma", 1)
+    let mut qkv = dense(&norm(x, "norm1")?, "attn.qkv")?;
+    let (batch, tokens, packed) = qkv.dims3()?;
+    if let (Some(query), Some(value)) = (get("attn.q_bias"), get("attn.v_bias")) {
+        qkv = qkv.broadcast_add(&Tensor::cat(&[&query, &query.zeros_like()?, &value], 0)?)?;
+    }
+    if get("attn.q_norm.weight").is_some() {
+        let part = |i: usize| {
+            let part = qkv.narrow(2, i * packed / 3, packed / 3)?;
+            part.reshape((batch, tokens, heads, packed / 3 / heads))
+        };
+        let parts = [norm(&part(0)?, "attn.q_norm")?, norm(&part(1)?, "attn.k_norm")?, part(2)?];
+        let parts = parts.map(|part| part.reshape((batch, tokens, packed / 3)).unwrap());
+        qkv = Tensor::cat(&parts, 2)?;
+    }
+    let scale = |i| if get("ls1.gamma").is_some() { format!("ls{i}.gamma") } else { format!("gamma_{i}") };
+    let x = add(x, dense(&attention(&qkv, heads, &options.attention)?, "attn.proj")?, &scale(1), 0)?;
+    let hidden = dense(&norm(&x, "norm2")?, "mlp.fc1")?;
+    let gated = get("mlp.fc2.weight").is_some_and(|second| 2 * second.dims()[1] == hidden.dims()[2]);
+    let hidden = if gated { swiglu(&hidden)? } else { gelu(&hidden)? };
+    add(&x, dense(&hidden, "mlp.fc2")?, &scale(2), 1)
 }
 
 #[test]
@@ -94,7 +111,9 @@ fn a_transformer_block_equals_its_layers_in_value_and_gradient() {
         let config = TransformerBlockConfig {
             heads,
             mlp_ratio: 1.0 + below(&mut rng, 4) as f64,
-            qkv_bias: below(&mut rng, 3) > 0,
+            qkv_bias: [QkvBias::None, QkvBias::All, QkvBias::QueryValue][below(&mut rng, 3)],
+            perceptron: [Perceptron::Plain(Activation::Gelu), Perceptron::SwiGlu][below(&mut rng, 2)],
+            qk_norm: below(&mut rng, 4) == 0,
             layer_scale: (below(&mut rng, 2) == 0).then_some(0.5),
             ..Default::default()
         };

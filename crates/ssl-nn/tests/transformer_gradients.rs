@@ -7,7 +7,7 @@ mod differences;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use ssl_nn::{
-    AttentionOptions, Purpose, attention, attention_map, gelu, gelu_tanh, layer_norm, quick_gelu, rng,
+    AttentionOptions, Purpose, attention, attention_map, gelu, gelu_tanh, layer_norm, quick_gelu, rng, swiglu,
 };
 
 use differences::{
@@ -32,6 +32,22 @@ fn layer_norm_in_value_and_gradient() {
         check(&mut rng, &label, &[x.var.clone(), weight.clone(), bias.clone()], || {
             layer_norm(&x.see()?, &weight, &bias, 1e-3)
         });
+    }
+}
+
+#[test]
+fn swiglu_in_value_and_gradient() {
+    for (layout, mut rng) in layouts().zip(cases(111, 32)) {
+        let half = 1 + below(&mut rng, 40);
+        let shape = [1 + below(&mut rng, 3), 1 + below(&mut rng, 150), 2 * half];
+        let input = Input::uniform(&mut rng, &shape, layout).times(6.0);
+        let x = input.see().unwrap();
+        let (gate, value) = (x.narrow(2, 0, half).unwrap(), x.narrow(2, half, half).unwrap());
+        let expected = (gate.contiguous().unwrap().silu().unwrap() * value).unwrap();
+        assert_close(&swiglu(&x).unwrap(), &expected, 1e-12);
+        assert_close(&swiglu(&x.to_dtype(DType::F32).unwrap()).unwrap(), &expected, 2e-5);
+        let label = format!("{shape:?}, {layout:?}");
+        check(&mut rng, &label, std::slice::from_ref(&input.var), || swiglu(&input.see()?));
     }
 }
 

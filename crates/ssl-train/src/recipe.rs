@@ -223,7 +223,8 @@ impl Recipe {
             augment.extend(overrides);
             augment.insert("views".to_owned(), groups);
         }
-        let recipe: Recipe = from_table(table, "")?;
+        let mut recipe: Recipe = from_table(table, "")?;
+        recipe.backbone = recipe.backbone.brief();
         recipe.validate()?;
         Ok(recipe)
     }
@@ -287,7 +288,7 @@ impl Recipe {
         let size = layer.get("augment").and_then(|augment| augment.get("size")).and_then(Value::as_integer);
         let size = size.and_then(|size| usize::try_from(size).ok());
         backbone.image_size = backbone.image_size.map(|default| size.unwrap_or(default));
-        backbone.recompute = Some(false);
+        backbone = backbone.explicit()?;
         Ok(Self {
             name: "unnamed".to_owned(),
             seed: 0,
@@ -617,6 +618,31 @@ mod tests {
             let error = vit(&[("backbone.patch_size", "7"), (key, value)]).unwrap_err().to_string();
             assert!(error.contains(part), "{key}={value}: {error}");
         }
+    }
+
+    #[test]
+    fn the_parts_of_a_vision_transformer_are_keys_and_the_default_ones_change_nothing() {
+        let vit = |more: &[(&str, &str)]| {
+            parse(&[&[("backbone.name", "vit_tiny"), ("backbone.patch_size", "7")], more].concat())
+        };
+        let plain = vit(&[]).unwrap();
+        assert!(!plain.to_toml().unwrap().contains("vit.") && plain.backbone.vit.is_none());
+        let same = vit(&[("backbone.vit.registers", "0"), ("backbone.vit.pooling", "token")]).unwrap();
+        assert_eq!(same.hash().unwrap(), plain.hash().unwrap());
+        let mean = vit(&[("backbone.vit.pooling", "mean"), ("backbone.vit.layer_scale", "0.1")]).unwrap();
+        assert_eq!(mean.backbone.pooling().unwrap(), "mean");
+        assert_ne!(mean.hash().unwrap(), plain.hash().unwrap());
+        assert_eq!(Recipe::parse(&mean.to_toml().unwrap(), &[]).unwrap(), mean);
+        for (key, value, part) in [
+            ("backbone.vit.depth", "3", "unknown key `backbone.vit.depth`"),
+            ("backbone.vit.drop_path", "1.5", "backbone.vit.drop_path = 1.5 is not in [0, 1)"),
+            ("backbone.vit.pooling", "max", "unknown variant `max`, expected `token` or `mean`"),
+        ] {
+            let error = vit(&[(key, value)]).unwrap_err().to_string();
+            assert!(error.contains(part), "{key}={value}: {error}");
+        }
+        let error = parse(&[("backbone.vit.registers", "1")]).unwrap_err().to_string();
+        assert!(error.contains("unknown key `backbone.vit"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     if let Some(config) = vit(case.entry)? {
         return judge_vit(case, check, config);
     }
+    if super::vit::run(case, check)? {
+        return Ok(true);
+    }
     let params = network::params();
     let stages: Stages = if let Some(config) = resnet(case.entry)? {
         let resnet = config.build(&params.root())?;

@@ -151,6 +151,7 @@ readable!(
     Vec<usize>,
     Vec<String>,
     Vec<Value>,
+    Vec<[usize; 2]>,
     Vec<[usize; 4]>,
     Vec<(usize, f64)>,
     BTreeMap<String, f64>,

@@ -1,0 +1,311 @@
+//! Vision transformers of the library transformers: DINOv2, and MAE, BEiT and SimMIM with their losses.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use ssl_vision::backbones::{
+    MaeDecoderConfig, MaskedPatches, Place, RelativePositions, Vit, VitConfig, VitMlp, VitNames, VitOptions,
+    VitPass, patch_pixels, sin_cos_positions,
+};
+use ssl_vision::nn::{Init, Params, cross_entropy, linear};
+
+use super::case::{Case, elements};
+use super::check::{Check, norm};
+use super::{network, pattern};
+
+pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
+    type Judge = fn(&Case<'_>, &mut Check<'_>) -> Result<()>;
+    let kinds: [(&str, Judge); 5] = [
+        ("Dinov2Model", dinov2),
+        ("ViTMAEForPreTraining", mae),
+        ("BeitForMaskedImageModeling", beit),
+        ("ViTForMaskedImageModeling", simmim),
+        ("get_2d_sine_cosine_positional_embedding", positions),
+    ];
+    let origin = case.entry.origin.as_str();
+    let Some((_, judge)) = kinds.into_iter().find(|(symbol, _)| origin.contains(symbol)) else {
+        return Ok(false);
+    };
+    judge(case, check)?;
+    Ok(true)
+}
+
+/// Judges the tokens with and without a mask, and interpolated positions.
+fn dinov2(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let mlp = match case.params.optional("swiglu")?.unwrap_or(false) {
+        true => VitMlp::SwiGlu,
+        false => VitMlp::Gelu,
+    };
+    // transformers interpolates without the offset of the official code.
+    let options = VitOptions { mlp, position_offset: 0.0, ..VitOptions::dinov2() };
+    let config = config(case, options)?;
+    let store = Store::new(case);
+    let vit = config.build(&store.params.root())?;
+    let store = store.filled(check, |theirs| VitNames::TransformersDinov2.place(theirs))?;
+    let x = Var::from_tensor(case.tensor("in.x")?)?;
+    let tokens = vit.forward_features(&x)?;
+    check.tensor("out.tokens", &tokens)?;
+    check.tensor("out.cls", &vit.split(&tokens)?.class_token.context("no class token")?)?;
+    let mut all = tokens;
+    if case.entry.expects("out.tokens_masked") {
+        let token = store.weight("embeddings.mask_token")?;
+        let masked = MaskedPatches { mask: case.tensor("in.mask")?, token: &token };
+        let masked = vit.norm(&vit.run(&vit.embed(&x, Some(masked))?, &VitPass::default())?)?;
+        check.tensor("out.tokens_masked", &masked)?;
+        all = Tensor::cat(&[&all, &masked], 0)?;
+        check.tensor("out.both", &all)?;
+    }
+    if case.entry.expects("out.pos_embed") {
+        let (_, _, h, w) = x.dims4()?;
+        let patches = vit.patch_positions((h / config.patch_size, w / config.patch_size))?;
+        let own = store.weight("embeddings.position_embeddings")?.narrow(1, 0, 1)?;
+        check.tensor("out.pos_embed", &Tensor::cat(&[&own, &patches.context("no positions")?], 1)?)?;
+    }
+    let loss = (all.to_dtype(DType::F64)? * pattern::loss_factors(all.dims())?)?.mean_all()?;
+    store.judge(check, &x, &loss)
+}
+
+/// Judges the whole autoencoder for given noise.
+fn mae(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let config = config(case, VitOptions::mae())?;
+    let store = Store::new(case);
+    let vit = config.build(&store.params.root())?;
+    let dim: usize = case.params.get("decoder_hidden_size")?;
+    let hidden: usize = case.params.get("decoder_intermediate_size")?;
+    let decoder = MaeDecoderConfig {
+        dim,
+        depth: case.params.get("decoder_layers")?,
+        heads: case.params.get("decoder_heads")?,
+        mlp_ratio: hidden as f64 / dim as f64,
+    };
+    let decoder = decoder.build(&config, &store.params.root())?;
+    let store = store.filled(check, place_in_mae)?;
+    let x = Var::from_tensor(case.tensor("in.x")?)?;
+    let ratio: f64 = case.params.get("mask_ratio")?;
+    let kept = (config.num_patches() as f64 * (1.0 - ratio)) as usize;
+    let noise = case.tensor("in.noise")?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let shuffled: Vec<Vec<u32>> = noise.iter().map(|noise| order(noise)).collect();
+    let restore: Vec<Vec<u32>> = shuffled.iter().map(|shuffled| order(shuffled)).collect();
+    let seen: Vec<&[u32]> = shuffled.iter().map(|shuffled| &shuffled[..kept]).collect();
+    let device = &Device::Cpu;
+    let (restore, seen) = (Tensor::new(restore, device)?, Tensor::new(seen.concat(), device)?);
+    let mask = restore.ge(kept as u32)?;
+    check.tensor("out.mask", &mask)?;
+    check.tensor("out.ids_restore", &restore)?;
+    let tokens = vit.embed_visible(&x, &seen.reshape((noise.len(), kept))?)?;
+    let tokens = vit.norm(&vit.run(&tokens, &VitPass::default())?)?;
+    let logits = decoder.forward(&tokens, &restore)?;
+    check.tensor("out.logits", &logits)?;
+    let patches = patch_pixels(&x, config.patch_size)?;
+    check.tensor("out.patches", &patches)?;
+    let mut target = patches;
+    if case.params.get("norm_pix_loss")? {
+        let variance = (target.var_keepdim(2)? + 1e-6)?.sqrt()?;
+        target = target.broadcast_sub(&target.mean_keepdim(2)?)?.broadcast_div(&variance)?;
+    }
+    let each = (logits - target)?.sqr()?.mean(2)?.to_dtype(DType::F64)?;
+    let mask = mask.to_dtype(DType::F64)?;
+    let loss = ((each * &mask)?.sum_all()? / mask.sum_all()?)?;
+    store.judge(check, &x, &loss)
+}
+
+/// Judges the classes of masked patches.
+fn beit(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let flag = |key: &str| case.params.optional(key).map(|flag| flag.unwrap_or(false));
+    let relative_positions = match flag("use_shared_relative_position_bias")? {
+        true => RelativePositions::Shared,
+        false if flag("use_relative_position_bias")? => RelativePositions::Each,
+        false => RelativePositions::None,
+    };
+    let positions = match flag("use_absolute_position_embeddings")? {
+        true => VitOptions::default().positions,
+        false => VitOptions::beit().positions,
+    };
+    let config = config(case, VitOptions { relative_positions, positions, ..VitOptions::beit() })?;
+    let store = Store::new(case);
+    let vit = config.build(&store.params.root())?;
+    let store = store.filled(check, |theirs| VitNames::TransformersBeit.place(theirs))?;
+    let x = Var::from_tensor(case.tensor("in.x")?)?;
+    let patches = masked_patches(case, &store, &vit, &x, "beit.embeddings.mask_token")?;
+    let (head, bias) = (store.weight("lm_head.weight")?, store.weight("lm_head.bias")?);
+    let logits = linear(&patches, &head, Some(&bias), None)?;
+    check.tensor("out.logits", &logits)?;
+    let hidden = (0u32..).zip(case.values("in.mask")?).filter(|(_, hidden)| *hidden != 0.0);
+    let rows = Tensor::from_iter(hidden.map(|(row, _)| row), &Device::Cpu)?;
+    let labels = Tensor::new(case.labels("in.labels")?, &Device::Cpu)?;
+    let loss = cross_entropy(&logits.flatten_to(1)?.index_select(&rows, 0)?, &labels, 0.0)?;
+    store.judge(check, &x, &loss)
+}
+
+/// Judges the pixels of masked patches.
+fn simmim(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let config = config(case, VitOptions::default())?;
+    let store = Store::new(case);
+    let vit = config.build(&store.params.root())?;
+    let store = store.filled(check, |theirs| VitNames::TransformersVit.place(theirs))?;
+    let x = Var::from_tensor(case.tensor("in.x")?)?;
+    let patches = masked_patches(case, &store, &vit, &x, "vit.embeddings.mask_token")?;
+    let (head, bias) = (store.weight("decoder.0.weight")?, store.weight("decoder.0.bias")?);
+    let pixels = linear(&patches, &head.flatten_from(1)?, Some(&bias), None)?;
+    let (batch, side, p) = (x.dim(0)?, config.grid(), config.patch_size);
+    let images = |pixels: &Tensor, channels: usize| {
+        let pixels = pixels.reshape((batch, side, side, channels, p, p))?.permute((0, 3, 1, 4, 2, 5))?;
+        pixels.reshape((batch, channels, side * p, side * p))
+    };
+    let pixels = images(&pixels, 3)?;
+    check.tensor("out.reconstruction", &pixels)?;
+    let mask = case.tensor("in.mask")?.to_dtype(DType::F32)?;
+    let mask = images(&mask.unsqueeze(2)?.broadcast_as((batch, side * side, p * p))?.contiguous()?, 1)?;
+    let off = (x.as_tensor() - pixels)?.abs()?.broadcast_mul(&mask)?.sum_all()?;
+    let loss = ((off / (mask.sum_all()? + 1e-5)?)? / 3.0)?;
+    store.judge(check, &x, &loss)
+}
+
+/// Judges tables of fixed positions.
+fn positions(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let sizes: Vec<[usize; 2]> = case.params.get("dim_grid")?;
+    let prefix = usize::from(case.params.get::<bool>("cls_token")?);
+    for (i, [dim, side]) in sizes.into_iter().enumerate() {
+        let table = sin_cos_positions(dim, (side, side), prefix, DType::F64, &Device::Cpu)?;
+        check.tensor(&format!("out.table{i}"), &table.squeeze(0)?)?;
+    }
+    Ok(())
+}
+
+/// The sizes that the case names, with these parts.
+fn config(case: &Case<'_>, options: VitOptions) -> Result<VitConfig> {
+    let params = case.params;
+    let dim: usize = params.get("hidden_size")?;
+    let of_hidden = || params.get::<usize>("intermediate_size").map(|hidden| hidden as f64 / dim as f64);
+    let mlp_ratio = params.optional("mlp_ratio")?.map_or_else(of_hidden, Ok)?;
+    let norm_eps = params.optional("layer_norm_eps")?.unwrap_or(options.norm_eps);
+    Ok(VitConfig {
+        image_size: params.get("image_size")?,
+        patch_size: params.get("patch_size")?,
+        dim,
+        depth: params.get("layers")?,
+        heads: params.get("heads")?,
+        options: VitOptions { mlp_ratio, norm_eps, ..options },
+        recompute: false,
+    })
+}
+
+/// The tokens of the patches after the last norm, with the case's mask.
+fn masked_patches(case: &Case<'_>, store: &Store<'_>, vit: &Vit, x: &Tensor, token: &str) -> Result<Tensor> {
+    let token = store.weight(token)?;
+    let masked = MaskedPatches { mask: case.tensor("in.mask")?, token: &token };
+    let tokens = vit.norm(&vit.run(&vit.embed(x, Some(masked))?, &VitPass::default())?)?;
+    Ok(vit.split(&tokens)?.patches.contiguous()?)
+}
+
+/// The numbers of the elements from the smallest to the largest.
+fn order<T: PartialOrd>(values: &[T]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..values.len() as u32).collect();
+    order.sort_by(|a, b| {
+        let [a, b] = [a, b].map(|i| &values[*i as usize]);
+        a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal)
+    });
+    order
+}
+
+/// Places in the encoder, and in the decoder, whose blocks are named like those of the encoder.
+fn place_in_mae(theirs: &str) -> Option<Place> {
+    let Some(rest) = theirs.strip_prefix("decoder.") else {
+        return VitNames::TransformersVitMae.place(theirs);
+    };
+    match rest.strip_prefix("decoder_") {
+        Some(block) if block.starts_with("layers.") => {
+            let place = VitNames::TransformersVitMae.place(block)?;
+            Some(Place { name: format!("decoder_{}", place.name), ..place })
+        }
+        _ => Some(Place { name: rest.to_owned(), part: 0, parts: 1 }),
+    }
+}
+
+/// Our parameters and where the case's weights are among them.
+struct Store<'a> {
+    case: &'a Case<'a>,
+    params: Params,
+    places: BTreeMap<String, Place>,
+}
+
+impl<'a> Store<'a> {
+    fn new(case: &'a Case<'a>) -> Self {
+        Self { case, params: network::params(), places: BTreeMap::new() }
+    }
+
+    /// Fills the parameters of the network with the case's weights. What `place` does not know, such as a head, gets a
+    /// variable under the case's name.
+    fn filled(mut self, check: &mut Check<'_>, place: impl Fn(&str) -> Option<Place>) -> Result<Self> {
+        let mut found: BTreeMap<String, BTreeMap<usize, Tensor>> = BTreeMap::new();
+        for (theirs, tensor) in pattern::weights(self.case, check)? {
+            let place = match place(&theirs) {
+                Some(place) => place,
+                None => {
+                    self.params.root().trainable(&theirs, tensor.shape(), Init::Const(0.0))?;
+                    Place { name: theirs.clone(), part: 0, parts: 1 }
+                }
+            };
+            found.entry(place.name.clone()).or_default().insert(place.part, tensor);
+            self.places.insert(theirs, place);
+        }
+        let join = |(name, parts): (String, BTreeMap<usize, Tensor>)| {
+            let parts: Vec<Tensor> = parts.into_values().collect();
+            Ok::<_, anyhow::Error>((name, Tensor::cat(&parts, 0)?))
+        };
+        self.params.load(&found.into_iter().map(join).collect::<Result<_>>()?)?;
+        if let Some(expected) = self.case.entry.n_parameters {
+            // Fixed positions are parameters there, though they do not learn.
+            let number: usize = self.params.all().iter().map(|(_, var)| var.elem_count()).sum();
+            check.number("number of parameters", number as f64, expected as f64, [0.0, 0.0]);
+        }
+        Ok(self)
+    }
+
+    /// The variable that is the case's weight `theirs`.
+    fn weight(&self, theirs: &str) -> Result<Tensor> {
+        let place = self.places.get(theirs).with_context(|| format!("no weight `{theirs}`"))?;
+        ensure!(place.parts == 1, "`{theirs}` is only a part of `{}`", place.name);
+        let var = self.params.get(&place.name).with_context(|| format!("no parameter `{}`", place.name))?;
+        Ok(var.as_tensor().clone())
+    }
+
+    /// Judges the loss, its gradients and their norms, each under the case's name.
+    fn judge(&self, check: &mut Check<'_>, x: &Var, loss: &Tensor) -> Result<()> {
+        check.tensor("out.loss", loss)?;
+        let grads = loss.backward()?;
+        check.tensor("grad.x", grads.get(x).context("the images have no gradient")?)?;
+        let norms = self.case.entry.grad_norms.get("eval");
+        let tolerance = self.case.entry.grad_norm_tol.get("eval").copied();
+        let tolerance = tolerance.unwrap_or([self.case.entry.rtol, self.case.entry.atol]);
+        for (theirs, place) in &self.places {
+            let grad = self.gradient(&grads, place)?;
+            if let Some(grad) = &grad {
+                check.tensor(&format!("grad.param.{theirs}"), grad)?;
+            }
+            let actual = grad.map(|grad| Ok::<_, anyhow::Error>(norm(&elements(&grad)?))).transpose()?;
+            match (actual, norms.and_then(|norms| norms.get(theirs))) {
+                (Some(actual), Some(Some(expected))) => {
+                    check.number(
+                        &format!("norm of the gradient of `{theirs}`"),
+                        actual,
+                        *expected,
+                        tolerance,
+                    );
+                }
+                (None, Some(Some(_))) => check.fail(format!("`{theirs}` has no gradient")),
+                (Some(_), Some(None)) => check.fail(format!("`{theirs}` has a gradient, expected none")),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn gradient(&self, grads: &GradStore, place: &Place) -> Result<Option<Tensor>> {
+        let Some(var) = self.params.get(&place.name) else { return Ok(None) };
+        let Some(grad) = grads.get(&var) else { return Ok(None) };
+        Ok(Some(grad.chunk(place.parts, 0)?[place.part].clone()))
+    }
+}
