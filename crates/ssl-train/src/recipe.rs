@@ -368,6 +368,11 @@ impl Recipe {
         for check in checks {
             check.map_err(Error::Recipe)?;
         }
+        if let Some(p) = self.backbone.vit.map(|vit| vit.drop_path).filter(|p| *p > 0.0) {
+            return refuse(format!(
+                "backbone.vit.drop_path = {p} is not 0: no method leaves branches out yet"
+            ));
+        }
         if let Some(size) = self.backbone.image_size.filter(|size| *size != self.augment.size) {
             return refuse(format!(
                 "backbone.image_size = {size} is not augment.size = {}",
@@ -636,6 +641,7 @@ mod tests {
         for (key, value, part) in [
             ("backbone.vit.depth", "3", "unknown key `backbone.vit.depth`"),
             ("backbone.vit.drop_path", "1.5", "backbone.vit.drop_path = 1.5 is not in [0, 1)"),
+            ("backbone.vit.drop_path", "0.1", "backbone.vit.drop_path = 0.1 is not 0"),
             ("backbone.vit.pooling", "max", "unknown variant `max`, expected `token` or `mean`"),
         ] {
             let error = vit(&[(key, value)]).unwrap_err().to_string();
