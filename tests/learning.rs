@@ -186,15 +186,19 @@ fn moco_learns() {
     learned("moco-v2", &session, &heard, highest);
 }
 
+/// Heads and labels for a test: each costs time in every label step.
+const FEW_HEADS: [(&str, &str); 3] =
+    [("method.heads", "3"), ("method.heads_per_label_step", "3"), ("method.labels", "32")];
+
 #[test]
 fn sela_learns() {
-    learns("sela", &ZERO_START);
+    learns("sela", &[&ZERO_START[..], &FEW_HEADS].concat());
 }
 
 #[test]
 fn sela_gives_all_images_one_label_without_equal_shares() {
-    let heard = collapses("sela", &[("method.max_iterations", "0")]);
-    assert!(heard.notices[0].contains("all images choose 1 of 64 prototypes"), "{:?}", heard.notices);
+    let heard = collapses("sela", &[&FEW_HEADS[..], &[("method.max_iterations", "0")]].concat());
+    assert!(heard.notices[0].contains("all images choose 1 of 32 prototypes"), "{:?}", heard.notices);
 }
 
 /// Two large and two small crops, and prototypes that are frozen for a few steps only.

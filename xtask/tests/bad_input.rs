@@ -458,9 +458,9 @@ fn a_checkpoint_of_another_run_is_refused_with_both_sides() {
 
     let path = checkpoint(&stopped, 2);
     let mut file = TensorFile::read(&path, &Device::Cpu).unwrap();
-    file.metadata.insert("ssl_vision.checkpoint".to_owned(), "2".to_owned());
+    file.metadata.insert("ssl_vision.checkpoint".to_owned(), "3".to_owned());
     file.write(&path).unwrap();
-    fails(resume(&stopped, ""), &[newest, "has format version 2; this program reads version 1"]);
+    fails(resume(&stopped, ""), &[newest, "has format version 3; this program reads version 2"]);
 }
 
 #[test]
