@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use candle_core::{Result, Tensor};
 use ssl_backbones::Backbone;
+use ssl_nn::{DrawsAt, Purpose, Rng, rng};
 
 /// One batch of augmented images.
 #[derive(Clone, Debug)]
@@ -27,6 +28,20 @@ pub struct StepContext {
     pub part: usize,
     /// Seed of the run.
     pub seed: u64,
+}
+
+impl StepContext {
+    /// Where forward pass `pass` of [`Method::loss`] draws what it leaves out in training. Passes are numbered as the
+    /// method likes, below 256, with a number for each that is to draw apart.
+    pub fn draws(&self, pass: usize) -> DrawsAt {
+        let first_sample = ((self.part * 256 + pass) as u64) << 32;
+        DrawsAt { seed: self.seed, step: self.step as u64, first_sample, layer: 0 }
+    }
+
+    /// The generator of the masks of view `view` of image `image`, by its [`Batch::index`], in this step.
+    pub fn masks(&self, image: usize, view: usize) -> Rng {
+        rng(self.seed, Purpose::Mask, self.step as u64, image as u64, view as u32)
+    }
 }
 
 /// What one forward pass yields.

@@ -28,6 +28,8 @@ pub enum Purpose {
     Pass = 8,
     /// Labels that images have before any are found.
     Labels = 9,
+    /// Patches that a method hides.
+    Mask = 10,
 }
 
 /// The generator at the coordinates `(seed, purpose, epoch, sample, view)`.
