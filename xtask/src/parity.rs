@@ -10,6 +10,7 @@ mod check;
 mod eval;
 mod heads;
 mod losses;
+mod masking;
 mod network;
 mod optim;
 mod pattern;
@@ -99,6 +100,7 @@ fn judge(golden: &Path, entry: &Entry) -> Verdict {
         "eval" => eval::run,
         "heads" => heads::run,
         "losses" => losses::run,
+        "masking" => masking::run,
         "optim" => optim::run,
         _ => return Verdict::NotImplemented,
     };

@@ -8,6 +8,7 @@ mod byol;
 mod checks;
 mod clusters;
 mod config;
+mod masks;
 mod method;
 mod moco;
 mod moco_v3;
@@ -26,6 +27,9 @@ mod vicreg;
 pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig};
 pub use byol::{Byol, ByolConfig};
 pub use config::MethodConfig;
+pub use masks::{
+    BlockMask, MultiBlockMask, MultiBlocks, RandomMask, cell_mask, inverse_block_mask, mask_tensor,
+};
 pub use method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 pub use moco::{Moco, MocoConfig};
 pub use moco_v3::{MocoV3, MocoV3Config};
