@@ -89,7 +89,9 @@ def read_backbone(path: str) -> dict:
         sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(known)}")
     backbone.setdefault("vit", {})
     if backbone["name"] in VITS:
-        keys = ("name", "image_size", "patch_size", "vit")
+        keys = ("name", "image_size", "patch_size", "width", "depth", "vit")
+        for key, value in zip(keys[3:5], VITS[backbone["name"]]):
+            backbone.setdefault(key, value)
     else:
         keys = ("name", "stem", "width") if backbone["name"] in RESNETS else ("name", "stem")
     print(f"{path}: " + ", ".join(f"{key} {backbone[key]}" for key in keys))
@@ -124,16 +126,16 @@ def regnets(name: str, stem: str) -> dict[str, nn.Module]:
     return {f"torchvision {torchvision.__version__}": network}
 
 
-def vits(name: str, image_size: int, patch_size: int, vit: dict) -> dict[str, nn.Module]:
-    """timm's network with the parts `vit`, where they are not its own."""
+def vits(name: str, image_size: int, patch_size: int, width: int, depth: int, vit: dict) -> dict[str, nn.Module]:
+    """timm's network with these sizes and the parts `vit`, where they are not its own."""
     if timm is None:
         sys.exit("timm: not installed, and vision transformers are compared with nothing else")
     arguments = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0}
+    arguments |= {"embed_dim": width, "depth": depth, "num_heads": width // 64}
     if not vit:
         network = timm.create_model(f"{name}_patch16_224", **arguments)
         return {f"timm {timm.__version__}": network}
-    dim, depth, heads = VITS[name]
-    arguments |= {"embed_dim": dim, "depth": depth, "num_heads": heads, "mlp_ratio": vit["mlp_ratio"]}
+    arguments["mlp_ratio"] = vit["mlp_ratio"]
     arguments["norm_layer"] = partial(nn.LayerNorm, eps=vit["norm_eps"])
     arguments["init_values"] = vit["layer_scale"] or None
     mean = vit["pooling"] == "mean"
@@ -150,8 +152,8 @@ def vits(name: str, image_size: int, patch_size: int, vit: dict) -> dict[str, nn
         return {f"timm's BEiT {timm.__version__}": network}
     if vit["mlp"] == "swiglu":
         # timm counts gates and values together.
-        hidden = -(-int(dim * vit["mlp_ratio"]) * 2 // 3 // 8) * 8
-        arguments |= {"mlp_ratio": 2 * hidden / dim, "mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
+        hidden = -(-int(width * vit["mlp_ratio"]) * 2 // 3 // 8) * 8
+        arguments |= {"mlp_ratio": 2 * hidden / width, "mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
     else:
         arguments["act_layer"] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}[vit["mlp"]]
     network = timm.models.vision_transformer.VisionTransformer(

@@ -157,7 +157,8 @@ fn introduce(session: &Session) {
         images.description,
         recipe.backbone.name,
         match (recipe.backbone.width, recipe.backbone.patch_size) {
-            (_, Some(patch)) => format!("(patches of {patch})"),
+            (None, Some(patch)) => format!("(patches of {patch})"),
+            (Some(width), Some(patch)) => format!("(patches of {patch}, width {width})"),
             (Some(width), _) if width != 64 => format!("(width {width})"),
             _ => String::new(),
         },

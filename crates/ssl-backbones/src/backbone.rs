@@ -42,9 +42,13 @@ pub struct BackboneConfig {
     /// ResNet and RegNet: first layers, `imagenet` for large images, `cifar` for images up to about 64 pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stem: Option<Stem>,
-    /// ResNet: channels of the first stage, in 1..=4096; the published networks have 64.
+    /// ResNet: channels of the first stage, in 1..=4096; the published networks have 64. ViT: width of the tokens, a
+    /// multiple of 64 up to 8192, if it is not that of the named network; there is a head for every 64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
+    /// ViT: number of blocks, in 1..=1000, if it is not that of the named network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
     /// ResNet: start every residual branch as zero (Goyal et al., 2017), as SimCLR does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_init_residual: Option<bool>,
@@ -62,6 +66,9 @@ pub struct BackboneConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recompute: Option<bool>,
 }
+
+/// Width of a head in all published vision transformers.
+const HEAD_WIDTH: usize = 64;
 
 /// The networks that there are.
 enum Architecture {
@@ -102,6 +109,7 @@ impl BackboneConfig {
             name: name.to_owned(),
             stem: None,
             width: None,
+            depth: None,
             zero_init_residual: None,
             image_size: None,
             patch_size: None,
@@ -127,17 +135,29 @@ impl BackboneConfig {
     /// # Errors
     /// If the name is unknown.
     pub fn explicit(&self) -> Result<Self> {
-        let vit = matches!(published(&self.name).map_err(candle_core::Error::Msg)?, Architecture::Vit(_));
+        let vit = match published(&self.name).map_err(candle_core::Error::Msg)? {
+            Architecture::Vit(vit) => Some(vit),
+            _ => None,
+        };
         Ok(Self {
-            vit: vit.then(|| self.vit.unwrap_or_default()).or(self.vit),
+            width: self.width.or(vit.map(|vit| vit.dim)),
+            depth: self.depth.or(vit.map(|vit| vit.depth)),
+            vit: self.vit.or(vit.map(|_| VitOptions::default())),
             recompute: self.recompute.or(Some(false)),
             ..self.clone()
         })
     }
 
-    /// The same without the parts of a vision transformer if they are the default ones, as it stands in files.
+    /// The same without the sizes and parts of a vision transformer that are those of the named network, as it stands in
+    /// files.
     pub fn brief(&self) -> Self {
-        Self { vit: self.vit.filter(|vit| *vit != VitOptions::default()), ..self.clone() }
+        let Ok(Architecture::Vit(named)) = published(&self.name) else { return self.clone() };
+        Self {
+            width: self.width.filter(|width| *width != named.dim),
+            depth: self.depth.filter(|depth| *depth != named.depth),
+            vit: self.vit.filter(|vit| *vit != VitOptions::default()),
+            ..self.clone()
+        }
     }
 
     /// The vision transformer that this is, for a method that works on tokens.
@@ -206,6 +226,7 @@ impl BackboneConfig {
         match published(&self.name)? {
             Architecture::ResNet(base) => {
                 self.refuse(&[
+                    ("depth", self.depth.is_some()),
                     ("image_size", self.image_size.is_some()),
                     ("patch_size", self.patch_size.is_some()),
                     ("vit", self.vit.is_some()),
@@ -225,6 +246,7 @@ impl BackboneConfig {
             Architecture::RegNet(base) => {
                 self.refuse(&[
                     ("width", self.width.is_some()),
+                    ("depth", self.depth.is_some()),
                     ("zero_init_residual", self.zero_init_residual.is_some()),
                     ("image_size", self.image_size.is_some()),
                     ("patch_size", self.patch_size.is_some()),
@@ -239,10 +261,21 @@ impl BackboneConfig {
             Architecture::Vit(base) => {
                 self.refuse(&[
                     ("stem", self.stem.is_some()),
-                    ("width", self.width.is_some()),
                     ("zero_init_residual", self.zero_init_residual.is_some()),
                 ])?;
+                let (dim, depth) = (self.width.unwrap_or(base.dim), self.depth.unwrap_or(base.depth));
+                if !(HEAD_WIDTH..=8192).contains(&dim) || dim % HEAD_WIDTH != 0 {
+                    return Err(format!(
+                        "backbone.width = {dim} is not a multiple of {HEAD_WIDTH} up to 8192"
+                    ));
+                }
+                if !(1..=1000).contains(&depth) {
+                    return Err(format!("backbone.depth = {depth} is not in 1..=1000"));
+                }
                 let vit = VitConfig {
+                    dim,
+                    depth,
+                    heads: dim / HEAD_WIDTH,
                     image_size: self.image_size.unwrap_or(base.image_size),
                     patch_size: self.patch_size.unwrap_or(base.patch_size),
                     options: self.vit.unwrap_or(base.options),
@@ -356,6 +389,36 @@ mod tests {
                 assert!(plain == two_steps(&again, size, train), "{again:?}, train {train}");
                 assert!(plain.iter().flatten().all(|bits| f64::from_bits(*bits).is_finite()));
             }
+        }
+    }
+
+    #[test]
+    fn a_vision_transformer_of_another_width_and_depth_has_heads_of_the_same_width() {
+        let named = BackboneConfig::named("vit_tiny").unwrap();
+        let small = BackboneConfig { width: Some(128), depth: Some(4), ..named.clone() };
+        let vit = small.vision_transformer().unwrap();
+        assert_eq!((vit.dim, vit.depth, vit.heads, small.embed_dim().unwrap()), (128, 4, 2, 128));
+        assert_eq!(small.explicit().unwrap().brief().width, Some(128));
+        let same = BackboneConfig { width: Some(192), depth: Some(12), ..named.clone() };
+        assert_eq!(same.brief(), named);
+        assert_eq!(same.vision_transformer().unwrap(), named.vision_transformer().unwrap());
+        for (config, part) in [
+            (
+                BackboneConfig { width: Some(100), ..named.clone() },
+                "backbone.width = 100 is not a multiple of 64",
+            ),
+            (
+                BackboneConfig { width: Some(0), ..named.clone() },
+                "backbone.width = 0 is not a multiple of 64",
+            ),
+            (BackboneConfig { depth: Some(0), ..named.clone() }, "backbone.depth = 0 is not in 1..=1000"),
+            (
+                BackboneConfig { depth: Some(2), ..BackboneConfig::named("resnet18").unwrap() },
+                "backbone.depth is no setting of `resnet18`",
+            ),
+        ] {
+            let error = config.validate().unwrap_err();
+            assert!(error.contains(part), "{error}");
         }
     }
 
