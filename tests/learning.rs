@@ -10,17 +10,25 @@ use ssl_vision::train::{Control, Evaluation, Observer, Outcome, Recipe, Session,
 
 use crate::shipped_data;
 
-/// A hundred steps of a network small enough for a test.
-const SHORT: [(&str, &str); 7] = [
-    ("backbone.width", "8"),
+/// A hundred steps on small images.
+const SHORT: [(&str, &str); 5] = [
     ("augment.size", "16"),
     ("train.epochs", "1"),
     ("train.max_steps", "100"),
     ("train.batch_size", "64"),
     ("schedule.warmup_epochs", "0.1"),
-    // Without the zero-initialised blocks the untrained network is a stronger opponent.
-    ("backbone.zero_init_residual", "false"),
 ];
+
+/// A network small enough for a test, of the kind that the recipe of `method` has.
+fn small_network(method: &str) -> &'static [(&'static str, &'static str)] {
+    match method {
+        "mae" | "simmim" => {
+            &[("backbone.width", "64"), ("backbone.depth", "3"), ("backbone.patch_size", "4")]
+        }
+        // Without the zero-initialised blocks the untrained network is a stronger opponent.
+        _ => &[("backbone.width", "8"), ("backbone.zero_init_residual", "false")],
+    }
+}
 
 /// What a run said: the terms of every step, and the notices.
 #[derive(Clone, Default)]
@@ -31,16 +39,20 @@ struct Heard {
     losses: Vec<f64>,
     std: Vec<f64>,
     dimensions: Vec<f64>,
+    /// Of methods that predict pixels.
+    reconstruction_gain: Vec<f64>,
     notices: Vec<String>,
 }
 
 impl Observer for Listener {
     fn on_step(&mut self, report: &StepReport<'_>) -> Control {
-        let term = |name: &str| report.terms.iter().find(|(own, _)| *own == name).unwrap().1;
+        let find = |name: &str| report.terms.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
+        let term = |name: &str| find(name).unwrap();
         let mut heard = self.0.lock().unwrap();
         heard.losses.push(report.loss);
         heard.std.push(term("embedding_std"));
         heard.dimensions.push(term("embedding_dimensions"));
+        heard.reconstruction_gain.extend(find("reconstruction_gain"));
         Control::Continue
     }
 
@@ -61,7 +73,7 @@ fn end(values: &[f64]) -> f64 {
 
 /// Trains the recipe of `method` for Fashion-MNIST, made [`SHORT`], with `more` settings.
 fn train(method: &str, more: &[(&str, &str)], out: &Path) -> (Session, Heard) {
-    let settings = SHORT.iter().chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    let settings = SHORT.iter().chain(small_network(method)).chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     let recipe = Recipe::load(&format!("{method}-fashion-mnist"), &settings.collect::<Vec<_>>()).unwrap();
     let mut session = Session::start(recipe, &shipped_data(), out, &Device::Cpu, 2).unwrap();
     let listener = Listener::default();
@@ -219,4 +231,27 @@ fn swav_gathers_at_one_prototype_without_equal_shares() {
 #[test]
 fn swav_learns() {
     learns("swav", &[&SWAV[..], &ZERO_START].concat());
+}
+
+/// Asserts that a short training of a method that predicts pixels lifts the linear probe by a point, without notice, and
+/// predicts better than the mean of what is hidden by `least_gain`.
+fn reconstructs(method: &str, more: &[(&str, &str)], least_gain: f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let (session, heard) = train(method, more, &folder.path().join("run"));
+    let evaluation = session.evaluate(|_| {}).unwrap().unwrap();
+    let (trained, untrained) = (evaluation.encoder.linear, evaluation.baselines.untrained.linear);
+    assert!(trained > untrained + 0.01, "{method}: probe {trained} after training, {untrained} before");
+    assert!(heard.notices.is_empty(), "{method}: {:?}", heard.notices);
+    let gain = end(&heard.reconstruction_gain);
+    assert!(gain > least_gain, "{method}: gain {gain}");
+}
+
+#[test]
+fn mae_learns() {
+    reconstructs("mae", &[], 0.1);
+}
+
+#[test]
+fn simmim_learns() {
+    reconstructs("simmim", &[("method.mask_cell", "4")], 0.1);
 }

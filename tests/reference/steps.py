@@ -174,9 +174,10 @@ def pattern(name: str, shape: torch.Size) -> np.ndarray:
     x = z ^ (z >> np.uint64(31))
     u = (x >> np.uint64(40)).astype(np.float64) / 2**24
     s = 2 * u - 1
-    if name.endswith("running_mean") or name.endswith("bias"):
+    last = name.rsplit(".", 1)[-1]
+    if last in ("running_mean", "bias"):
         value = 0.1 * s
-    elif name.endswith("running_var"):
+    elif last == "running_var":
         value = 0.5 + u
     elif len(shape) > 1:
         value = s * math.sqrt(3 / (numel // shape[0]))
@@ -290,6 +291,8 @@ def print_deviations(run: str, result: dict, exact: dict) -> None:
         sizes = sorted(e.square().mean().sqrt().item() for e in theirs.values())
         worst = sorted(relative, key=relative.get, reverse=True)[:3]
         print(f"  {kind}: rms {sizes[0]:.1e} to {sizes[-1]:.1e};", *(f"{n} {relative[n]:.1e}" for n in worst))
-    pairs = zip(result["relu_inputs"], exact["relu_inputs"], strict=True)
+    pairs = list(zip(result["relu_inputs"], exact["relu_inputs"], strict=True))
+    if not pairs:
+        return
     margin = min((e.abs().min() / (a - e).square().mean().sqrt()).item() for a, e in pairs)
     print(f"  relu: the input nearest to zero is {margin:.1f} times the rms error of its layer away")

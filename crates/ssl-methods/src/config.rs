@@ -7,12 +7,14 @@ use ssl_nn::Params;
 
 use crate::barlow_twins::BarlowTwinsConfig;
 use crate::byol::ByolConfig;
+use crate::mae::MaeConfig;
 use crate::method::Method;
 use crate::moco::MocoConfig;
 use crate::moco_v3::MocoV3Config;
 use crate::seer::SeerConfig;
 use crate::sela::SelaConfig;
 use crate::simclr::SimClrConfig;
+use crate::simmim::SimMimConfig;
 use crate::simsiam::SimSiamConfig;
 use crate::swav::SwavConfig;
 use crate::vicreg::VicRegConfig;
@@ -24,6 +26,11 @@ pub(crate) trait Settings {
 
     /// Checks the settings against a step of `images` images, computed in `parts` equal parts.
     fn validate_batch(&self, _images: usize, _parts: usize) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    /// Checks the settings against the network.
+    fn validate_backbone(&self, _backbone: &BackboneConfig) -> std::result::Result<(), String> {
         Ok(())
     }
 
@@ -100,6 +107,10 @@ methods! {
     "seer" => Seer(SeerConfig) = SeerConfig::default(),
     /// SeLa.
     "sela" => Sela(SelaConfig) = SelaConfig::default(),
+    /// MAE.
+    "mae" => Mae(MaeConfig) = MaeConfig::default(),
+    /// SimMIM.
+    "simmim" => SimMim(SimMimConfig) = SimMimConfig::default(),
 }
 
 impl MethodConfig {
@@ -119,6 +130,14 @@ impl MethodConfig {
         self.settings().validate_batch(images, parts)
     }
 
+    /// Checks the settings against the network: some methods need a vision transformer.
+    ///
+    /// # Errors
+    /// Names the setting, its value and what it must fit.
+    pub fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
+        self.settings().validate_backbone(backbone)
+    }
+
     /// Name of the paper's augmentation, a preset of `ssl-augment`.
     pub fn augmentation(&self) -> &'static str {
         self.settings().augmentation()
@@ -128,14 +147,14 @@ impl MethodConfig {
     /// some methods remember something.
     ///
     /// # Errors
-    /// If a setting is out of range.
+    /// If a setting is out of range or does not fit the network.
     pub fn build(
         &self,
         backbone: &BackboneConfig,
         params: &Params,
         images: usize,
     ) -> Result<Box<dyn Method>> {
-        if let Err(reason) = self.validate() {
+        if let Err(reason) = self.validate().and_then(|()| self.validate_backbone(backbone)) {
             bail!("{reason}");
         }
         self.settings().build(backbone, params, images)

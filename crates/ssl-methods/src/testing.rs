@@ -1,7 +1,7 @@
 //! What the tests of all methods share.
 
 use candle_core::{DType, Device, Tensor};
-use ssl_backbones::{BackboneConfig, Stem};
+use ssl_backbones::{BackboneConfig, Stem, VitOptions};
 use ssl_nn::Params;
 
 use crate::method::{Batch, Method, StepContext};
@@ -18,6 +18,27 @@ pub(crate) fn params() -> Params {
 /// A ResNet-18 of width 4 for small images.
 pub(crate) fn resnet() -> BackboneConfig {
     BackboneConfig { stem: Some(Stem::Cifar), width: Some(4), ..BackboneConfig::named("resnet18").unwrap() }
+}
+
+/// A vision transformer of 2 blocks of width 64 for images of 8 x 8 pixels, which are 4 x 4 patches.
+pub(crate) fn vit(options: VitOptions) -> BackboneConfig {
+    BackboneConfig {
+        image_size: Some(8),
+        patch_size: Some(2),
+        width: Some(64),
+        depth: Some(2),
+        vit: Some(options),
+        ..BackboneConfig::named("vit_tiny").unwrap()
+    }
+}
+
+/// The batch with its images in another order.
+pub(crate) fn permuted(batch: &Batch) -> Batch {
+    let order: Vec<usize> = (0..batch.index.len()).rev().collect();
+    let rows: Vec<u32> = order.iter().map(|i| *i as u32).collect();
+    let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+    let views = batch.views.iter().map(|view| view.index_select(&rows, 0).unwrap()).collect();
+    Batch { views, index: order.iter().map(|i| batch.index[*i]).collect() }
 }
 
 /// A batch of `views` views of 8 x 8 pixels of `n` images.

@@ -47,6 +47,12 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("sela-fashion-mnist", include_str!("../recipes/sela-fashion-mnist.toml")),
     ("sela-cifar10", include_str!("../recipes/sela-cifar10.toml")),
     ("sela-imagenet", include_str!("../recipes/sela-imagenet.toml")),
+    ("mae-fashion-mnist", include_str!("../recipes/mae-fashion-mnist.toml")),
+    ("mae-cifar10", include_str!("../recipes/mae-cifar10.toml")),
+    ("mae-imagenet", include_str!("../recipes/mae-imagenet.toml")),
+    ("simmim-fashion-mnist", include_str!("../recipes/simmim-fashion-mnist.toml")),
+    ("simmim-cifar10", include_str!("../recipes/simmim-cifar10.toml")),
+    ("simmim-imagenet", include_str!("../recipes/simmim-imagenet.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
@@ -364,6 +370,7 @@ impl Recipe {
             self.optimizer.validate(),
             self.schedule.validate(train.epochs),
             self.backbone.validate(),
+            self.method.validate_backbone(&self.backbone),
         ];
         for check in checks {
             check.map_err(Error::Recipe)?;

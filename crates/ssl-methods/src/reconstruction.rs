@@ -1,0 +1,73 @@
+//! What the methods share that predict what a mask hides.
+
+use candle_core::{DType, Result, Tensor};
+use ssl_backbones::{BackboneConfig, RelativePositions, VitConfig};
+
+/// The network of a method that works on tokens.
+pub(crate) fn vision_transformer(backbone: &BackboneConfig) -> std::result::Result<VitConfig, String> {
+    backbone.validate()?;
+    backbone.vision_transformer().map_err(|_| {
+        format!("backbone.name = {} is not a vision transformer, which the method needs", backbone.name)
+    })
+}
+
+/// A network that can pass some tokens alone.
+pub(crate) fn without_relative_positions(vit: &VitConfig) -> std::result::Result<(), String> {
+    match vit.options.relative_positions {
+        RelativePositions::None => Ok(()),
+        _ => Err("backbone.vit.relative_positions is not none, but the method leaves tokens out".to_owned()),
+    }
+}
+
+/// The mean `(1, 1, P)` of the hidden ones of patches `(B, N, P)`, repeated in their shape; `mask` is `(B, N)`, 1 where a
+/// patch is hidden.
+pub(crate) fn mean_of_hidden(patches: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    weighted_mean(patches, mask, (0, 1))?.broadcast_as(patches.shape())
+}
+
+/// The mean `(B, D)` over the visible ones of the tokens `(B, N, D)` of each image, detached.
+pub(crate) fn mean_of_visible(tokens: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    weighted_mean(&tokens.detach(), &mask.eq(0f64)?, 1)?.squeeze(1)
+}
+
+fn weighted_mean<D: candle_core::shape::Dims + Copy>(
+    x: &Tensor,
+    weights: &Tensor,
+    dims: D,
+) -> Result<Tensor> {
+    let weights = weights.to_dtype(x.dtype())?.unsqueeze(2)?;
+    x.broadcast_mul(&weights)?.sum_keepdim(dims)?.broadcast_div(&weights.sum_keepdim(dims)?)
+}
+
+/// The share of the loss of the mean patch that a prediction saves: 1 if it is exact, 0 if it is no better.
+pub(crate) fn gain(loss: &Tensor, of_mean: &Tensor) -> Result<Tensor> {
+    let [loss, of_mean] = [loss, of_mean].map(|loss| loss.detach().to_dtype(DType::F64));
+    // Where all patches are alike there is nothing to save.
+    1.0 - (loss? / (of_mean? + 1e-6)?)?
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn means_are_those_of_hidden_and_of_visible_patches() {
+        let x = Tensor::new(&[[[1f32, 2.], [3., 4.]], [[5., 6.], [7., 9.]]], &Device::Cpu).unwrap();
+        let mask = Tensor::new(&[[1u8, 0], [0, 1]], &Device::Cpu).unwrap();
+        let hidden = mean_of_hidden(&x, &mask).unwrap().to_vec3::<f32>().unwrap();
+        assert_eq!(hidden, [[[4., 5.5], [4., 5.5]], [[4., 5.5], [4., 5.5]]]);
+        assert_eq!(mean_of_visible(&x, &mask).unwrap().to_vec2::<f32>().unwrap(), [[3., 4.], [5., 6.]]);
+    }
+
+    #[test]
+    fn the_gain_is_one_for_no_loss_and_zero_for_that_of_the_mean() {
+        let scalar = |x: f32| Tensor::new(x, &Device::Cpu).unwrap();
+        for (loss, of_mean, expected) in [(0.0, 2.0, 1.0), (2.0, 2.0, 0.0), (1.0, 4.0, 0.75)] {
+            let gain = gain(&scalar(loss), &scalar(of_mean)).unwrap().to_scalar::<f64>().unwrap();
+            assert!((gain - expected).abs() < 1e-5, "{gain}");
+        }
+        assert!(gain(&scalar(0.0), &scalar(0.0)).unwrap().to_scalar::<f64>().unwrap().is_finite());
+    }
+}

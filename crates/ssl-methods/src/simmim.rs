@@ -1,0 +1,241 @@
+//! SimMIM (Xie et al., 2021, <https://arxiv.org/abs/2111.09886>; official code microsoft/SimMIM), with a vision transformer.
+//!
+//! Random cells of an image are hidden: the tokens of their patches are replaced by a learned one. The encoder `f` passes
+//! all tokens, and one linear layer predicts the pixels of each patch from its token; the loss is the absolute error of the
+//! hidden pixels. There is nothing to collapse to: what has to be predicted is fixed.
+//!
+//! The network is BEiT's, relative positions and LayerScale included: the recipes choose it by the keys `backbone.vit.*`.
+//! Deviations: `mask_token` stands under the root, not within the encoder, and starts from a normal that is not truncated;
+//! class token and biases' tables decay as other weights do. Terms and watched embeddings are those of MAE.
+
+use std::ops::RangeInclusive;
+
+use candle_core::{Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+use ssl_backbones::{Backbone, BackboneConfig, MaskedPatches, Vit, VitPass};
+use ssl_losses::{patchify, simmim, unpatchify};
+use ssl_nn::{Init, Linear, LinearConfig, Params};
+
+use crate::checks;
+use crate::config::Settings;
+use crate::masks::{cell_mask, mask_tensor};
+use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::reconstruction::{gain, mean_of_hidden, mean_of_visible, vision_transformer};
+
+/// Settings of SimMIM; the defaults are the paper's for ImageNet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SimMimConfig {
+    /// Share of the cells that are hidden.
+    pub mask_ratio: f64,
+    /// Side of the square cells in pixels, a multiple of the patches' that divides the images'.
+    pub mask_cell: usize,
+}
+
+impl Default for SimMimConfig {
+    fn default() -> Self {
+        Self { mask_ratio: 0.6, mask_cell: 32 }
+    }
+}
+
+impl Settings for SimMimConfig {
+    fn validate(&self) -> std::result::Result<(), String> {
+        checks::number("mask_ratio", self.mask_ratio, 0.01..=0.99)?;
+        checks::count("mask_cell", self.mask_cell, 1..=16_384)
+    }
+
+    fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
+        let vit = vision_transformer(backbone)?;
+        let (ratio, cell) = (self.mask_ratio, self.mask_cell);
+        if cell % vit.patch_size != 0 || vit.image_size % cell != 0 {
+            return Err(format!(
+                "method.mask_cell = {cell} is not a multiple of backbone.patch_size = {} that divides \
+                 backbone.image_size = {}",
+                vit.patch_size, vit.image_size
+            ));
+        }
+        let cells = (vit.image_size / cell).pow(2);
+        let hidden = (ratio * cells as f64).ceil() as usize;
+        if hidden == cells {
+            return Err(format!(
+                "method.mask_ratio = {ratio} hides {hidden} of {cells} cells, must not be all"
+            ));
+        }
+        Ok(())
+    }
+
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+        Ok(Box::new(SimMim::new(self, backbone, params)?))
+    }
+
+    fn augmentation(&self) -> &'static str {
+        "simmim"
+    }
+}
+
+/// SimMIM with its encoder and its linear decoder.
+#[derive(Debug)]
+pub struct SimMim {
+    encoder: Vit,
+    mask_token: Tensor,
+    /// From a token to the pixels of its patch, channel by channel, as the official convolution before a pixel shuffle.
+    decoder: Linear,
+    config: SimMimConfig,
+}
+
+impl SimMim {
+    /// Creates `backbone.*`, `mask_token` and `decoder.0.*` in `params`.
+    ///
+    /// # Errors
+    /// If the backbone is not a vision transformer.
+    pub fn new(config: &SimMimConfig, backbone: &BackboneConfig, params: &Params) -> Result<Self> {
+        let (vit, root) = (backbone.vision_transformer()?, params.root());
+        let encoder = vit.build(&root.pp("backbone"))?;
+        let mask_token = root.trainable("mask_token", (1, 1, vit.dim), Init::Normal { std: 0.02 })?;
+        let pixels = 3 * vit.patch_size * vit.patch_size;
+        let decoder = Linear::new(vit.dim, pixels, LinearConfig::default(), &root.pp("decoder.0"))?;
+        Ok(Self { encoder, mask_token, decoder, config: config.clone() })
+    }
+}
+
+impl Method for SimMim {
+    fn num_views(&self) -> RangeInclusive<usize> {
+        1..=1
+    }
+
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
+        let [x] = &batch.views[..] else { bail!("simmim needs 1 view, got {}", batch.views.len()) };
+        let vit = self.encoder.config();
+        let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
+        let SimMimConfig { mask_ratio, mask_cell } = self.config;
+        let draw = |image: &usize| cell_mask(&mut context.masks(*image, 0), grid, mask_cell / p, mask_ratio);
+        let mask = mask_tensor(&batch.index.iter().map(draw).collect::<Result<Vec<_>>>()?, x.device())?; // (B, N)
+
+        let masked = MaskedPatches { mask: &mask, token: &self.mask_token };
+        let pass = VitPass { draws: Some(context.draws(0)), ..VitPass::default() };
+        let h = self.encoder.run(&self.encoder.embed(x, Some(masked))?, &pass)?;
+        let h = self.encoder.split(&self.encoder.norm(&h)?)?.patches; // (B, N, d)
+        let prediction = shuffled(&self.decoder.forward(&h.contiguous()?)?, p, grid)?; // (B, 3, H, W)
+        let of_cells = mask.reshape(((), grid.0, grid.1))?;
+        let loss = simmim(&prediction, x, &of_cells)?;
+
+        let mean = unpatchify(&mean_of_hidden(&patchify(x, p)?, &mask)?, p, grid)?;
+        Ok(StepOutput {
+            terms: vec![("reconstruction_gain", gain(&loss, &simmim(&mean, x, &of_cells)?)?)],
+            loss,
+            embeddings: vec![mean_of_visible(&h, &mask)?],
+            memory: vec![],
+        })
+    }
+
+    fn encoder(&self) -> &dyn Backbone {
+        &self.encoder
+    }
+}
+
+/// PyTorch's `pixel_shuffle`: the values `(B, N, 3 p²)` of each patch, channel by channel and row by row, as images.
+fn shuffled(patches: &Tensor, p: usize, (rows, columns): (usize, usize)) -> Result<Tensor> {
+    let b = patches.dim(0)?;
+    let cut = patches.reshape((b, rows, columns, 3, p, p))?.permute((0, 3, 1, 4, 2, 5))?; // (B, 3, h, p, w, p)
+    cut.reshape((b, 3, rows * p, columns * p))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use ssl_backbones::VitOptions;
+
+    use super::*;
+    use crate::testing::{CONTEXT, assert_gradients_reach, images, params, permuted, resnet, vit};
+
+    /// Cells of 2 by 2 patches in a grid of 4 by 4.
+    const TINY: SimMimConfig = SimMimConfig { mask_ratio: 0.6, mask_cell: 4 };
+
+    fn tiny(params: &Params) -> SimMim {
+        SimMim::new(&TINY, &vit(VitOptions::beit()), params).unwrap()
+    }
+
+    fn loss(method: &SimMim, batch: &Batch, step: usize) -> f32 {
+        method.loss(batch, &StepContext { step, ..CONTEXT }).unwrap().loss.to_scalar().unwrap()
+    }
+
+    #[test]
+    fn gradients_reach_everything_with_and_without_relative_positions() {
+        for options in [VitOptions::beit(), VitOptions::mae()] {
+            let params = params();
+            let method = SimMim::new(&TINY, &vit(options), &params).unwrap();
+            assert_gradients_reach(&method, &params, &images(1, 5), &[]);
+        }
+    }
+
+    #[test]
+    fn masks_follow_the_images_and_change_with_the_step() {
+        let method = tiny(&params());
+        let batch = images(1, 6);
+        let value = loss(&method, &batch, 0);
+        assert!((value - loss(&method, &permuted(&batch), 0)).abs() < 1e-5 * (1.0 + value));
+        assert!((value - loss(&method, &batch, 1)).abs() > 1e-5);
+        let others = Batch { index: (6..12).collect(), ..batch.clone() };
+        assert!((value - loss(&method, &others, 0)).abs() > 1e-5);
+    }
+
+    #[test]
+    fn hidden_pixels_do_not_enter_and_visible_ones_are_not_judged() {
+        let method = tiny(&params());
+        let batch = images(1, 3);
+        let masks: Vec<_> =
+            (0..3).map(|image| cell_mask(&mut CONTEXT.masks(image, 0), (4, 4), 2, 0.6).unwrap()).collect();
+        let mask = mask_tensor(&masks, &Device::Cpu).unwrap();
+        let hidden = mask.reshape((3, 1, 4, 1, 4, 1)).unwrap().broadcast_as((3, 3, 4, 2, 4, 2)).unwrap();
+        let hidden = hidden.reshape((3, 3, 8, 8)).unwrap();
+        let view = hidden.where_cond(&batch.views[0].neg().unwrap(), &batch.views[0]).unwrap();
+        let [a, b] = [batch.clone(), Batch { views: vec![view], ..batch }]
+            .map(|batch| method.loss(&batch, &CONTEXT).unwrap());
+        let rows = |output: &StepOutput| output.embeddings[0].to_vec2::<f32>().unwrap();
+        assert_eq!(rows(&a), rows(&b));
+        assert_ne!(a.loss.to_scalar::<f32>().unwrap(), b.loss.to_scalar::<f32>().unwrap());
+    }
+
+    #[test]
+    fn a_prediction_of_zero_costs_the_mean_of_hidden_pixels() {
+        let params = params();
+        let method = tiny(&params);
+        for name in ["decoder.0.weight", "decoder.0.bias"] {
+            let var = params.get(name).unwrap();
+            var.set(&var.zeros_like().unwrap()).unwrap();
+        }
+        let batch = images(1, 4);
+        let constant = Batch { views: vec![batch.views[0].ones_like().unwrap()], ..batch };
+        assert!((loss(&method, &constant, 0) - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn pixels_of_a_token_stand_channel_by_channel() {
+        let tokens = Tensor::arange(0f32, 48.0, &Device::Cpu).unwrap().reshape((1, 4, 12)).unwrap();
+        let images = shuffled(&tokens, 2, (2, 2)).unwrap();
+        let red = images.get(0).unwrap().get(0).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(red, [[0., 1., 12., 13.], [2., 3., 14., 15.], [24., 25., 36., 37.], [26., 27., 38., 39.]]);
+        let blue = images.get(0).unwrap().get(2).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(blue[0], [8., 9., 20., 21.]);
+    }
+
+    #[test]
+    fn bad_settings_networks_and_batches_are_refused() {
+        for (bad, message) in [
+            (SimMimConfig { mask_ratio: 0.0, ..TINY }, "method.mask_ratio = 0 is not in [0.01, 0.99]"),
+            (SimMimConfig { mask_cell: 0, ..TINY }, "method.mask_cell = 0 is not in 1..=16384"),
+        ] {
+            assert_eq!(bad.validate().unwrap_err(), message);
+        }
+        assert!(TINY.validate_backbone(&resnet()).unwrap_err().contains("not a vision transformer"));
+        let error = |config: SimMimConfig| config.validate_backbone(&vit(VitOptions::beit())).unwrap_err();
+        for mask_cell in [3, 6, 16] {
+            let error = error(SimMimConfig { mask_cell, ..TINY });
+            assert!(error.contains("is not a multiple of backbone.patch_size = 2 that divides"), "{error}");
+        }
+        let error = error(SimMimConfig { mask_ratio: 0.8, ..TINY });
+        assert!(error.contains("method.mask_ratio = 0.8 hides 4 of 4 cells"), "{error}");
+        let error = tiny(&params()).loss(&images(2, 3), &CONTEXT).unwrap_err().to_string();
+        assert!(error.contains("1 view, got 2"), "{error}");
+    }
+}
