@@ -73,7 +73,11 @@ fn end(values: &[f64]) -> f64 {
 
 /// Trains the recipe of `method` for Fashion-MNIST, made [`SHORT`], with `more` settings.
 fn train(method: &str, more: &[(&str, &str)], out: &Path) -> (Session, Heard) {
-    let settings = SHORT.iter().chain(small_network(method)).chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    let settings = SHORT
+        .iter()
+        .chain(small_network(method))
+        .chain(more)
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     let recipe = Recipe::load(&format!("{method}-fashion-mnist"), &settings.collect::<Vec<_>>()).unwrap();
     let mut session = Session::start(recipe, &shipped_data(), out, &Device::Cpu, 2).unwrap();
     let listener = Listener::default();

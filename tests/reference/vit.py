@@ -83,12 +83,14 @@ class PatchEmbed(nn.Module):
 
 
 class Vit(nn.Module):
-    """Patches, class token and blocks; with fixed positions, or with `beit` shared relative ones and no others."""
+    """Patches, class token and blocks; with learned or fixed positions, or with `beit` shared relative ones and no others."""
 
-    def __init__(self, size: int, patch: int, dim: int, depth: int, beit: bool = False):
+    def __init__(self, size: int, patch: int, dim: int, depth: int, beit: bool = False, learned: bool = False):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        if not beit:
+        if learned:
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size // patch) ** 2, dim))
+        elif not beit:
             self.register_buffer("pos_embed", sin_cos(dim, size // patch))
         self.patch_embed = PatchEmbed(dim, patch)
         self.blocks = nn.ModuleList(Block(dim, dim // 64, beit) for _ in range(depth))
@@ -104,6 +106,20 @@ class Vit(nn.Module):
         for block in self.blocks:
             x = block(x, bias)
         return self.norm(x)
+
+    def positions(self, side: int) -> torch.Tensor:
+        """Those of the patches of a square grid, interpolated if it is another one."""
+        p = self.pos_embed[:, 1:]
+        own = math.isqrt(p.shape[1])
+        if side != own:
+            p = p.reshape(1, own, own, -1).permute(0, 3, 1, 2)
+            p = nn.functional.interpolate(p, size=(side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        return p
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """All tokens of images with learned positions."""
+        patches = self.patch_embed(images)
+        return self.run(patches + self.positions(math.isqrt(patches.shape[1])))
 
 
 def sin_cos(dim: int, side: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ use crate::view::ViewConfig;
 type Preset = fn(usize) -> Vec<ViewConfig>;
 
 /// Every preset by the name of its method.
-const PRESETS: [(&str, Preset); 15] = [
+const PRESETS: [(&str, Preset); 17] = [
     ("simclr", |size| simclr(size, 1.0)),
     ("moco_v1", moco_v1),
     ("moco_v2", moco_v2),
@@ -23,6 +23,8 @@ const PRESETS: [(&str, Preset); 15] = [
     ("seer", seer),
     ("sela", sela),
     ("dino", dino),
+    ("ibot", ibot),
+    ("dinov2", dinov2),
     ("msn", msn),
     ("mae", mae),
     ("simmim", simmim),
@@ -32,7 +34,7 @@ const PRESETS: [(&str, Preset); 15] = [
 ];
 
 /// The names that [`by_name`] knows.
-pub fn names() -> [&'static str; 15] {
+pub fn names() -> [&'static str; 17] {
     PRESETS.map(|(name, _)| name)
 }
 
@@ -183,6 +185,29 @@ pub fn dino(size: usize) -> Vec<ViewConfig> {
         ..first.clone()
     };
     vec![first, second, local]
+}
+
+/// iBOT: as DINO with ten local views and other sizes of crops (Zhou et al., 2021, <https://arxiv.org/abs/2111.07832>).
+pub fn ibot(size: usize) -> Vec<ViewConfig> {
+    let mut views = multi_crop(size, [0.25, 1.0], [0.05, 0.25]);
+    views[2].copies = 10;
+    views
+}
+
+/// DINOv2: as DINO with other sizes of crops (Oquab et al., 2023, <https://arxiv.org/abs/2304.07193>). The published
+/// weights were trained with blur probabilities 0, 0.9 and 0.5 in place of 1, 0.1 and 0.5: the official code takes
+/// the complement.
+pub fn dinov2(size: usize) -> Vec<ViewConfig> {
+    multi_crop(size, [0.32, 1.0], [0.05, 0.32])
+}
+
+/// The views of [`dino`] with crops of these shares of the image.
+fn multi_crop(size: usize, global: [f64; 2], local: [f64; 2]) -> Vec<ViewConfig> {
+    let mut views = dino(size);
+    for (view, crop_scale) in views.iter_mut().zip([global, global, local]) {
+        view.crop_scale = crop_scale;
+    }
+    views
 }
 
 /// MSN: the target's view and the anchor's, then ten focal views (Assran et al., 2022, <https://arxiv.org/abs/2204.07141>).

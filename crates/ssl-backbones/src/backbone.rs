@@ -20,12 +20,12 @@ pub trait Backbone: Send + Sync {
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor>;
 
     /// [`Backbone::forward_t`] in training, leaving out at random what the network leaves out in training: the branches
-    /// of a vision transformer with `drop_path`. It draws at `draws`, for the layers from `layer` on. A network without
-    /// such parts ignores it.
+    /// of a vision transformer with `drop_path`. It draws at `draws`, for the layers from `layer` on. A teacher passes
+    /// `None` and leaves nothing out. A network without such parts ignores it.
     ///
     /// # Errors
     /// As [`Backbone::forward_t`].
-    fn forward_train(&self, x: &Tensor, draws: DrawsAt) -> Result<Tensor> {
+    fn forward_train(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
         let _ = draws;
         self.forward_t(x, true)
     }

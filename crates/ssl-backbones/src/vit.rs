@@ -310,8 +310,8 @@ impl Backbone for Vit {
         self.forward(x, None)
     }
 
-    fn forward_train(&self, x: &Tensor, draws: DrawsAt) -> Result<Tensor> {
-        self.forward(x, Some(draws))
+    fn forward_train(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
+        self.forward(x, draws)
     }
 }
 

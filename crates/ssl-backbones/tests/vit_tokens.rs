@@ -136,7 +136,7 @@ fn drop_path_is_a_function_of_where_it_draws() {
     let run = |recompute, draws| {
         let options = VitOptions { drop_path: 0.5, ..Default::default() };
         let (_, vit) = built(VitConfig { options, recompute, ..small() });
-        vit.forward_train(&doubles(8, 8), draws).unwrap().to_vec2::<f64>().unwrap()
+        vit.forward_train(&doubles(8, 8), Some(draws)).unwrap().to_vec2::<f64>().unwrap()
     };
     assert_eq!(run(false, draws), run(false, draws));
     assert_eq!(run(false, draws), run(true, draws));

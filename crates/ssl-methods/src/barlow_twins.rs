@@ -90,7 +90,7 @@ impl BarlowTwins {
         let mut dims = vec![config.projector_hidden; config.projector_layers + 1];
         dims[0] = backbone.embed_dim();
         dims[config.projector_layers] = config.projector_dim;
-        let mlp = MlpConfig { hidden_bias: false, last_bias: false, hidden_norm: true, last_norm: None };
+        let mlp = MlpConfig { hidden_bias: false, last_bias: false, hidden_norm: true, ..MlpConfig::PLAIN };
         let projector = Mlp::new(&dims, mlp, &params.root().pp("projector"))?;
         Ok(Self { backbone, projector, lambda: config.lambda, loss_scale: config.loss_scale })
     }
@@ -101,13 +101,13 @@ impl Method for BarlowTwins {
         2..=2
     }
 
-    fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [x_a, x_b] = batch.views.as_slice() else {
             bail!("barlow-twins needs 2 views, got {}", batch.views.len());
         };
         // Each view has batch statistics of its own, as in the official code.
-        let z_a = self.projector.forward_t(&self.backbone.forward_t(x_a, true)?, true)?;
-        let z_b = self.projector.forward_t(&self.backbone.forward_t(x_b, true)?, true)?;
+        let z_a = self.projector.forward_t(&self.backbone.forward_train(x_a, context.draws(0))?, true)?;
+        let z_b = self.projector.forward_t(&self.backbone.forward_train(x_b, context.draws(1))?, true)?;
         let BarlowTwinsTerms { invariance, redundancy } = barlow_twins_terms(&z_a, &z_b)?;
         let loss = ((&invariance + (&redundancy * self.lambda)?)? * self.loss_scale)?;
         Ok(StepOutput {

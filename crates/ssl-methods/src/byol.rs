@@ -15,7 +15,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig};
 use ssl_losses::negative_cosine;
-use ssl_nn::{Mlp, MlpConfig, Params, Schedule, Scope};
+use ssl_nn::{DrawsAt, Mlp, MlpConfig, Params, Schedule, Scope};
 
 use crate::checks;
 use crate::config::Settings;
@@ -84,7 +84,7 @@ struct Projected {
 }
 
 /// The first linear layer with a bias, the last one without, and nothing after it.
-const MLP: MlpConfig = MlpConfig { hidden_bias: true, last_bias: false, hidden_norm: true, last_norm: None };
+const MLP: MlpConfig = MlpConfig { last_bias: false, hidden_norm: true, ..MlpConfig::PLAIN };
 
 impl std::fmt::Debug for Byol {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,8 +100,8 @@ impl Projected {
         Ok(Self { backbone, projector })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.projector.forward_t(&self.backbone.forward_t(x, true)?, true)
+    fn forward(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
+        self.projector.forward_t(&self.backbone.forward_train(x, draws)?, true)
     }
 }
 
@@ -127,18 +127,20 @@ impl Method for Byol {
         2..=2
     }
 
-    fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [x_1, x_2] = batch.views.as_slice() else {
             bail!("byol needs 2 views, got {}", batch.views.len());
         };
         // Each view has batch statistics of its own, as in the official code.
-        let (z_1, z_2) = (self.online.forward(x_1)?, self.online.forward(x_2)?);
+        let z_1 = self.online.forward(x_1, context.draws(0))?;
+        let z_2 = self.online.forward(x_2, context.draws(1))?;
         let predict = |z: &Tensor| match &self.predictor {
             Some(predictor) => predictor.forward_t(z, true),
             None => Ok(z.clone()),
         };
         let (q_1, q_2) = (predict(&z_1)?, predict(&z_2)?);
-        let (t_1, t_2) = (self.target.forward(x_1)?.detach(), self.target.forward(x_2)?.detach());
+        let target = |x: &Tensor| Ok::<_, candle_core::Error>(self.target.forward(x, None)?.detach());
+        let (t_1, t_2) = (target(x_1)?, target(x_2)?);
         let cosines = (negative_cosine(&q_1, &t_2)? + negative_cosine(&q_2, &t_1)?)?;
         let loss = ((&cosines * 2.0)? + 4.0)?;
         let alignment = (cosines.detach() * -0.5)?;

@@ -10,6 +10,12 @@ pub(crate) const WIDTH: RangeInclusive<usize> = 1..=65_536;
 /// Numbers of layers of a projector or predictor.
 pub(crate) const LAYERS: RangeInclusive<usize> = 1..=8;
 
+/// Numbers of prototypes.
+pub(crate) const PROTOTYPES: RangeInclusive<usize> = 2..=1_000_000;
+
+/// Epochs of a run, or a part of them.
+pub(crate) const EPOCHS: RangeInclusive<usize> = 0..=1_000_000;
+
 /// A whole number in `range`.
 pub(crate) fn count(key: &str, value: usize, range: RangeInclusive<usize>) -> Check {
     match range.contains(&value) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use candle_core::{D, DType, Result, Tensor};
+use ssl_losses::mean_entropy;
 
 /// The information of predictions on their sample, `H(mean p) − mean H(p)` in nats, at most `ln K`.
 ///
@@ -16,6 +17,23 @@ pub(crate) fn prediction_information(log_p: &Tensor) -> Result<Tensor> {
 /// `−Σ p log p` of all elements, with `0 log 0 = 0`.
 pub(crate) fn entropy(p: &Tensor) -> Result<Tensor> {
     (p * p.maximum(1e-37)?.log()?)?.sum_all()?.neg()
+}
+
+/// What a method reports whose `targets`, `(N, K)` each, come from a teacher and whose loss is their cross-entropy with
+/// what a student predicts, on average `H(target) + KL(target ‖ prediction)`, all in nats: both parts, the information of
+/// the targets on the image, and how many prototypes are a first choice and could be. Targets without entropy, and those
+/// with `ln K` of it, are the two ways to collapse.
+pub(crate) fn teacher_terms(loss: &Tensor, targets: &[Tensor]) -> Result<Vec<(&'static str, Tensor)>> {
+    let p = Tensor::cat(targets, 0)?;
+    let (rows, k) = p.dims2()?;
+    let conditional = mean_entropy(&p)?;
+    Ok(vec![
+        ("teacher_entropy", conditional.clone()),
+        ("teacher_kl", (loss.detach() - &conditional)?),
+        ("prediction_information", (entropy(&p.mean(0)?)? - conditional)?),
+        ("used_prototypes", used_columns(&p)?),
+        ("possible_prototypes", Tensor::new(k.min(rows) as f32, p.device())?),
+    ])
 }
 
 /// How many columns of `scores`, `(N, K)`, are the largest of some row.

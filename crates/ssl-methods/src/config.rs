@@ -7,10 +7,14 @@ use ssl_nn::Params;
 
 use crate::barlow_twins::BarlowTwinsConfig;
 use crate::byol::ByolConfig;
+use crate::dino::DinoConfig;
+use crate::dinov2::DinoV2Config;
+use crate::ibot::IbotConfig;
 use crate::mae::MaeConfig;
 use crate::method::Method;
 use crate::moco::MocoConfig;
 use crate::moco_v3::MocoV3Config;
+use crate::msn::MsnConfig;
 use crate::seer::SeerConfig;
 use crate::sela::SelaConfig;
 use crate::simclr::SimClrConfig;
@@ -111,6 +115,14 @@ methods! {
     "mae" => Mae(MaeConfig) = MaeConfig::default(),
     /// SimMIM.
     "simmim" => SimMim(SimMimConfig) = SimMimConfig::default(),
+    /// DINO.
+    "dino" => Dino(DinoConfig) = DinoConfig::default(),
+    /// iBOT.
+    "ibot" => Ibot(IbotConfig) = IbotConfig::default(),
+    /// DINOv2.
+    "dinov2" => DinoV2(DinoV2Config) = DinoV2Config::default(),
+    /// MSN.
+    "msn" => Msn(MsnConfig) = MsnConfig::default(),
 }
 
 impl MethodConfig {

@@ -8,11 +8,17 @@ mod byol;
 mod checks;
 mod clusters;
 mod config;
+mod crops;
+mod dino;
+mod dino_head;
+mod dinov2;
+mod ibot;
 mod mae;
 mod masks;
 mod method;
 mod moco;
 mod moco_v3;
+mod msn;
 mod queue;
 mod reconstruction;
 mod seer;
@@ -30,6 +36,9 @@ mod vicreg;
 pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig};
 pub use byol::{Byol, ByolConfig};
 pub use config::MethodConfig;
+pub use dino::{Dino, DinoConfig};
+pub use dinov2::DinoV2Config;
+pub use ibot::{Ibot, IbotConfig};
 pub use mae::{Mae, MaeConfig};
 pub use masks::{
     BlockMask, MultiBlockMask, MultiBlocks, RandomMask, cell_mask, inverse_block_mask, mask_tensor,
@@ -37,6 +46,7 @@ pub use masks::{
 pub use method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 pub use moco::{Moco, MocoConfig};
 pub use moco_v3::{MocoV3, MocoV3Config};
+pub use msn::{Msn, MsnConfig};
 pub use queue::Queue;
 pub use seer::SeerConfig;
 pub use sela::{LabelTimes, Sela, SelaConfig};

@@ -120,7 +120,7 @@ fn flags(patches: usize, hidden: &[u32]) -> Vec<bool> {
 }
 
 /// A number between `low` and `high`, from the upper 53 bits of one number of 64; `high` may be the smaller one.
-fn uniform(rng: &mut Rng, low: f64, high: f64) -> f64 {
+pub(crate) fn uniform(rng: &mut Rng, low: f64, high: f64) -> f64 {
     low + (high - low) * ((rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64)
 }
 

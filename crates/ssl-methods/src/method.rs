@@ -31,11 +31,21 @@ pub struct StepContext {
 }
 
 impl StepContext {
+    /// The epoch, counted from 0.
+    pub fn epoch(&self) -> usize {
+        self.step / self.steps_per_epoch.max(1)
+    }
+
     /// Where forward pass `pass` of [`Method::loss`] draws what it leaves out in training. Passes are numbered as the
     /// method likes, below 256, with a number for each that is to draw apart.
-    pub fn draws(&self, pass: usize) -> DrawsAt {
+    pub fn draws(&self, pass: usize) -> Option<DrawsAt> {
         let first_sample = ((self.part * 256 + pass) as u64) << 32;
-        DrawsAt { seed: self.seed, step: self.step as u64, first_sample, layer: 0 }
+        Some(DrawsAt { seed: self.seed, step: self.step as u64, first_sample, layer: 0 })
+    }
+
+    /// The generator of what the masks of all images of a micro-batch share in this step.
+    pub fn batch_masks(&self) -> Rng {
+        rng(self.seed, Purpose::Mask, self.step as u64, self.part as u64, u32::MAX)
     }
 
     /// The generator of the masks of view `view` of image `image`, by its [`Batch::index`], in this step.
@@ -58,10 +68,20 @@ pub struct StepOutput {
 }
 
 /// What the optimiser has to know of a parameter beyond its shape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ParameterRule {
     /// Whether its learning rate stays at the peak instead of following the schedule.
     pub constant_lr: bool,
+    /// Whether it is exempt from weight decay, and from the ratio of LARS, whatever its shape.
+    pub no_decay: bool,
+    /// Factor on its learning rate.
+    pub lr_factor: f64,
+}
+
+impl Default for ParameterRule {
+    fn default() -> Self {
+        Self { constant_lr: false, no_decay: false, lr_factor: 1.0 }
+    }
 }
 
 /// A way to train an encoder without labels.

@@ -20,7 +20,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig};
 use ssl_losses::{info_nce, normalize};
-use ssl_nn::{Mlp, MlpConfig, Params, Scope};
+use ssl_nn::{DrawsAt, Mlp, MlpConfig, Params, Scope};
 
 use crate::checks;
 use crate::config::Settings;
@@ -152,8 +152,8 @@ impl Encoder {
     }
 
     /// The normalised queries of a view, `(B, D)`.
-    fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        normalize(&self.projector.forward_t(&self.split.forward(&*self.backbone, x)?, true)?)
+    fn queries(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
+        normalize(&self.projector.forward_t(&self.split.forward(&*self.backbone, x, draws)?, true)?)
     }
 
     /// The normalised keys of view number `view`, `(B, D)`, without gradient.
@@ -200,12 +200,14 @@ impl Method for Moco {
         let [x_1, x_2] = batch.views.as_slice() else {
             bail!("moco needs 2 views, got {}", batch.views.len());
         };
-        let (q_1, k_2) = (self.query.queries(x_1)?, self.key.keys(x_2, context, 1)?);
+        let q_1 = self.query.queries(x_1, context.draws(0))?;
+        let k_2 = self.key.keys(x_2, context, 1)?;
         let [mut loss, mut positive, mut negative] = self.direction(&q_1, &k_2)?;
         let (mut embeddings, mut memory) = (vec![q_1.detach(), k_2.clone()], vec![k_2]);
         let mut per_direction = loss.detach();
         if self.config.symmetric {
-            let (q_2, k_1) = (self.query.queries(x_2)?, self.key.keys(x_1, context, 0)?);
+            let q_2 = self.query.queries(x_2, context.draws(1))?;
+            let k_1 = self.key.keys(x_1, context, 0)?;
             let [other, p, n] = self.direction(&q_2, &k_1)?;
             loss = (loss + other)?;
             per_direction = (loss.detach() * 0.5)?;

@@ -17,7 +17,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig};
 use ssl_losses::{in_batch_info_nce, normalize};
-use ssl_nn::{Affine, Mlp, MlpConfig, Params, Schedule, Scope};
+use ssl_nn::{Affine, DrawsAt, Mlp, MlpConfig, Params, Schedule, Scope};
 
 use crate::checks;
 use crate::config::Settings;
@@ -109,6 +109,7 @@ fn mlp(last_norm: bool) -> MlpConfig {
         last_bias: false,
         hidden_norm: true,
         last_norm: last_norm.then_some(Affine::None),
+        ..MlpConfig::PLAIN
     }
 }
 
@@ -122,8 +123,8 @@ impl Projected {
         Ok(Self { backbone, projector })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.projector.forward_t(&self.backbone.forward_t(x, true)?, true)
+    fn forward(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
+        self.projector.forward_t(&self.backbone.forward_train(x, draws)?, true)
     }
 }
 
@@ -146,8 +147,8 @@ impl MocoV3 {
     }
 
     /// The queries of a view, `(N, D)`.
-    fn queries(&self, x: &Tensor) -> Result<Tensor> {
-        let z = self.base.forward(x)?;
+    fn queries(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
+        let z = self.base.forward(x, draws)?;
         match &self.predictor {
             Some(predictor) => predictor.forward_t(&z, true),
             None => Ok(z),
@@ -160,13 +161,14 @@ impl Method for MocoV3 {
         2..=2
     }
 
-    fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [x_1, x_2] = batch.views.as_slice() else {
             bail!("moco-v3 needs 2 views, got {}", batch.views.len());
         };
         let n = x_1.dim(0)?;
-        let (q_1, q_2) = (self.queries(x_1)?, self.queries(x_2)?);
-        let (k_1, k_2) = (self.momentum.forward(x_1)?.detach(), self.momentum.forward(x_2)?.detach());
+        let (q_1, q_2) = (self.queries(x_1, context.draws(0))?, self.queries(x_2, context.draws(1))?);
+        let keys = |x: &Tensor| Ok::<_, candle_core::Error>(self.momentum.forward(x, None)?.detach());
+        let (k_1, k_2) = (keys(x_1)?, keys(x_2)?);
         let tau = self.config.temperature;
         let cross_entropies = (in_batch_info_nce(&q_1, &k_2, tau)? + in_batch_info_nce(&q_2, &k_1, tau)?)?;
         let loss = (&cross_entropies * (2.0 * tau))?;

@@ -186,10 +186,10 @@ impl Method for Sela {
         1..=1
     }
 
-    fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [view] = &batch.views[..] else { bail!("sela needs 1 view, got {}", batch.views.len()) };
         let (heads, k) = (self.config.heads, self.config.labels);
-        let h = self.backbone.forward_t(view, true)?; // (B, D)
+        let h = self.backbone.forward_train(view, context.draws(0))?; // (B, D)
         let logits = linear(&h, &self.weight, Some(&self.bias), None)?; // (B, heads K)
         let logits = logits.reshape(((), k))?; // (B heads, K)
         let y = self.labels_of(&batch.index)?;

@@ -87,6 +87,7 @@ impl SimClr {
             last_bias: false,
             hidden_norm: true,
             last_norm: Some(Affine::Scale),
+            ..MlpConfig::PLAIN
         };
         let projector = Mlp::new(&dims, mlp, &params.root().pp("projector"))?;
         Ok(Self { backbone, projector, temperature: config.temperature })
@@ -98,12 +99,12 @@ impl Method for SimClr {
         2..=2
     }
 
-    fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [x_a, x_b] = batch.views.as_slice() else {
             bail!("simclr needs 2 views, got {}", batch.views.len());
         };
         let n = x_a.dim(0)?;
-        let h = self.backbone.forward_t(&Tensor::cat(&[x_a, x_b], 0)?, true)?; // (2N, d), view after view
+        let h = self.backbone.forward_train(&Tensor::cat(&[x_a, x_b], 0)?, context.draws(0))?; // (2N, d)
         let z = self.projector.forward_t(&h, true)?;
         let (z_a, z_b) = (z.narrow(0, 0, n)?, z.narrow(0, n, n)?);
         let loss = nt_xent(&z_a, &z_b, self.temperature)?;

@@ -15,7 +15,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig};
 use ssl_losses::negative_cosine;
-use ssl_nn::{Affine, Mlp, MlpConfig, Params};
+use ssl_nn::{Affine, DrawsAt, Mlp, MlpConfig, Params};
 
 use crate::checks;
 use crate::config::Settings;
@@ -99,6 +99,7 @@ impl SimSiam {
             last_bias: false,
             hidden_norm: true,
             last_norm: Some(Affine::None),
+            ..MlpConfig::PLAIN
         };
         let projector = Mlp::new(&dims, mlp, &root.pp("projector"))?;
         let dims = [config.projector_dim, config.predictor_hidden, config.projector_dim];
@@ -108,8 +109,8 @@ impl SimSiam {
     }
 
     /// The projection `z` and the prediction `p` of a view.
-    fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let z = self.projector.forward_t(&self.backbone.forward_t(x, true)?, true)?;
+    fn forward(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<(Tensor, Tensor)> {
+        let z = self.projector.forward_t(&self.backbone.forward_train(x, draws)?, true)?;
         let p = self.predictor.forward_t(&z, true)?;
         Ok((z, p))
     }
@@ -124,12 +125,13 @@ impl Method for SimSiam {
         2..=2
     }
 
-    fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [x_1, x_2] = batch.views.as_slice() else {
             bail!("simsiam needs 2 views, got {}", batch.views.len());
         };
         // Each view has batch statistics of its own, as in the official code.
-        let ((z_1, p_1), (z_2, p_2)) = (self.forward(x_1)?, self.forward(x_2)?);
+        let (z_1, p_1) = self.forward(x_1, context.draws(0))?;
+        let (z_2, p_2) = self.forward(x_2, context.draws(1))?;
         let (t_1, t_2) = (self.target(&z_1), self.target(&z_2));
         let loss = ((negative_cosine(&p_1, &t_2)? + negative_cosine(&p_2, &t_1)?)? * 0.5)?;
         Ok(StepOutput {
@@ -141,7 +143,8 @@ impl Method for SimSiam {
     }
 
     fn parameter_rule(&self, name: &str) -> ParameterRule {
-        ParameterRule { constant_lr: self.config.constant_predictor_lr && name.starts_with("predictor.") }
+        let constant_lr = self.config.constant_predictor_lr && name.starts_with("predictor.");
+        ParameterRule { constant_lr, ..ParameterRule::default() }
     }
 
     fn encoder(&self) -> &dyn Backbone {

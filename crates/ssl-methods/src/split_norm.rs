@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor, Var, bail};
 use ssl_backbones::Backbone;
-use ssl_nn::{Params, Purpose, Rng, permutation, rng};
+use ssl_nn::{DrawsAt, Params, Purpose, Rng, permutation, rng};
 
 use crate::method::StepContext;
 
@@ -30,13 +30,18 @@ impl SplitNorm {
         Self { groups, statistics: buffers.map(|(_, var)| var).collect() }
     }
 
-    /// `backbone` in training mode: `(B, 3, H, W)` to `(B, d)`.
+    /// `backbone` in training mode: `(B, 3, H, W)` to `(B, d)`, leaving out what it draws at `draws`.
     ///
     /// # Errors
     /// If the groups do not divide the batch.
-    pub(crate) fn forward(&self, backbone: &dyn Backbone, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        backbone: &dyn Backbone,
+        x: &Tensor,
+        draws: Option<DrawsAt>,
+    ) -> Result<Tensor> {
         if self.groups == 1 {
-            return backbone.forward_t(x, true);
+            return backbone.forward_train(x, draws);
         }
         let n = x.dim(0)?;
         if !n.is_multiple_of(self.groups) {
@@ -48,7 +53,10 @@ impl SplitNorm {
         let mut outputs = Vec::with_capacity(self.groups);
         for group in 0..self.groups {
             self.set(&before)?;
-            outputs.push(backbone.forward_t(&x.narrow(0, group * size, size)?, true)?);
+            let first = group * size;
+            let draws =
+                draws.map(|at| DrawsAt { first_sample: at.first_sample.wrapping_add(first as u64), ..at });
+            outputs.push(backbone.forward_train(&x.narrow(0, first, size)?, draws)?);
             // Each group has moved the statistics from where they were before the batch.
             means = Some(self.add(means, 1.0 / self.groups as f64)?);
         }
@@ -69,13 +77,13 @@ impl SplitNorm {
         view: u32,
     ) -> Result<Tensor> {
         if self.groups == 1 {
-            return self.forward(backbone, x);
+            return self.forward(backbone, x, None);
         }
         let order = permutation(&mut draws(context, view), u32::try_from(x.dim(0)?)?);
         let mut back = vec![0; order.len()];
         order.iter().zip(0..).for_each(|(&from, to)| back[from as usize] = to);
         let [order, back] = [order, back].map(|rows| Tensor::new(rows, x.device()));
-        self.forward(backbone, &x.index_select(&order?, 0)?)?.index_select(&back?, 0)
+        self.forward(backbone, &x.index_select(&order?, 0)?, None)?.index_select(&back?, 0)
     }
 
     fn copies(&self) -> Result<Vec<Tensor>> {
@@ -120,7 +128,7 @@ mod tests {
     fn each_group_has_its_own_statistics_and_the_running_ones_move_by_their_mean() {
         let x = images(1, 6).views.remove(0);
         let (params, backbone, split) = network(2);
-        let y = split.forward(&*backbone, &x).unwrap().to_vec2::<f32>().unwrap();
+        let y = split.forward(&*backbone, &x, None).unwrap().to_vec2::<f32>().unwrap();
         let names =
             ["bn1.running_mean", "bn1.running_var", "layer4.1.bn2.running_mean", "layer4.1.bn2.running_var"];
         let mut sums = names.map(|name| vec![0.0; buffer(&params, name).len()]);
@@ -144,7 +152,7 @@ mod tests {
         let x = images(1, 6).views.remove(0);
         let (_, backbone, split) = network(1);
         let plain = backbone.forward_t(&x, true).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(split.forward(&*backbone, &x).unwrap().to_vec2::<f32>().unwrap(), plain);
+        assert_eq!(split.forward(&*backbone, &x, None).unwrap().to_vec2::<f32>().unwrap(), plain);
         let shuffled = split.forward_shuffled(&*backbone, &x, &CONTEXT, 0).unwrap();
         assert_eq!(shuffled.to_vec2::<f32>().unwrap(), plain);
     }

@@ -19,6 +19,7 @@ use ssl_nn::{Init, Mlp, MlpConfig, Params, log_softmax};
 use crate::checks;
 use crate::clusters::{entropy, prediction_information, used_columns};
 use crate::config::Settings;
+use crate::crops::Crops;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 
 /// Settings of SwAV; the defaults are the paper's for ImageNet with large batches.
@@ -73,9 +74,6 @@ impl Default for SwavConfig {
 /// As many views as anyone takes.
 const MAX_VIEWS: usize = 64;
 
-/// As many epochs as a run may have.
-const MAX_EPOCHS: usize = 1_000_000;
-
 /// More optimiser steps than any run has.
 const MAX_STEPS: usize = 1_000_000_000;
 
@@ -87,14 +85,14 @@ impl Settings for SwavConfig {
         checks::count("projector_hidden", self.projector_hidden, checks::WIDTH)?;
         checks::count("projector_dim", self.projector_dim, checks::WIDTH)?;
         checks::count("projector_layers", self.projector_layers, checks::LAYERS)?;
-        checks::count("prototypes", self.prototypes, 2..=1_000_000)?;
+        checks::count("prototypes", self.prototypes, checks::PROTOTYPES)?;
         checks::count("assigning_views", self.assigning_views, 1..=MAX_VIEWS)?;
         checks::temperature("temperature", self.temperature)?;
         checks::number("sinkhorn_epsilon", self.sinkhorn_epsilon, EPSILON)?;
         checks::count("sinkhorn_iterations", self.sinkhorn_iterations, 0..=1000)?;
         checks::count("freeze_prototypes_steps", self.freeze_prototypes_steps, 0..=MAX_STEPS)?;
         checks::count("queue_length", self.queue_length, 0..=10_000_000)?;
-        checks::count("queue_start_epoch", self.queue_start_epoch, 0..=MAX_EPOCHS)
+        checks::count("queue_start_epoch", self.queue_start_epoch, checks::EPOCHS)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -155,26 +153,10 @@ impl Swav {
     }
 
     /// The normalised projections of each view, `(B, D)`: one backbone pass a size, one pass of the head.
-    fn embed(&self, views: &[Tensor]) -> Result<Vec<Tensor>> {
-        let n = views[0].dim(0)?;
-        let mut sizes: Vec<&[usize]> = Vec::new();
-        for view in views {
-            if !sizes.contains(&view.dims()) {
-                sizes.push(view.dims());
-            }
-        }
-        let (mut order, mut features) = (Vec::new(), Vec::new());
-        for size in sizes {
-            let group = views.iter().enumerate().filter(|(_, view)| view.dims() == size);
-            let (places, group): (Vec<usize>, Vec<&Tensor>) = group.unzip();
-            features.push(self.backbone.forward_t(&Tensor::cat(&group, 0)?, true)?);
-            order.extend(places);
-        }
-        let z = normalize(&self.projector.forward_t(&Tensor::cat(&features, 0)?, true)?)?; // (V B, D)
-        let mut placed: Vec<(usize, usize)> =
-            order.into_iter().enumerate().map(|(i, view)| (view, i)).collect();
-        placed.sort_unstable();
-        placed.into_iter().map(|(_, i)| z.narrow(0, i * n, n)).collect()
+    fn embed(&self, views: &[Tensor], context: &StepContext) -> Result<Vec<Tensor>> {
+        let (crops, h) =
+            Crops::features(views, |x, pass| self.backbone.forward_train(x, context.draws(pass)))?;
+        crops.split(&normalize(&self.projector.forward_t(&h, true)?)?)
     }
 
     /// The scores of the queues, if these are full.
@@ -213,7 +195,7 @@ impl Method for Swav {
         if !self.num_views().contains(&views.len()) {
             bail!("swav needs {:?} views, got {}", self.num_views(), views.len());
         }
-        let z = self.embed(views)?;
+        let z = self.embed(views, context)?;
         let current = self.prototypes.as_detached_tensor();
         let frozen = context.step < config.freeze_prototypes_steps;
         let prototypes = if frozen { current.clone() } else { self.prototypes.as_tensor().clone() };
@@ -235,7 +217,7 @@ impl Method for Swav {
     fn after_step(&mut self, context: &StepContext, memory: &[Tensor]) -> Result<()> {
         self.prototypes.set(&normalize(&self.prototypes.as_detached_tensor())?)?;
         let Some(queue) = &self.queue else { return Ok(()) };
-        if context.step / context.steps_per_epoch.max(1) < self.config.queue_start_epoch {
+        if context.epoch() < self.config.queue_start_epoch {
             return Ok(());
         }
         if memory.len() != queue.rows.len() {
@@ -290,19 +272,6 @@ mod tests {
             let method = Swav::new(&config, &resnet(), &params).unwrap();
             let without: &[&str] = if freeze_prototypes_steps > 0 { &["prototypes"] } else { &[] };
             assert_gradients_reach(&method, &params, &batch(&[8, 8, 6, 6], 5), without);
-        }
-    }
-
-    #[test]
-    fn views_of_one_size_share_a_pass_and_come_back_in_their_order() {
-        let params = params();
-        let method = Swav::new(&tiny(), &resnet(), &params).unwrap();
-        let mixed = batch(&[8, 6, 8, 6], 5);
-        let z = method.embed(&mixed.views).unwrap();
-        let grouped: Vec<Tensor> = [0, 2, 1, 3].map(|v: usize| mixed.views[v].clone()).to_vec();
-        let expected = method.embed(&grouped).unwrap();
-        for (place, v) in [0, 2, 1, 3].into_iter().enumerate() {
-            assert_eq!(z[v].to_vec2::<f32>().unwrap(), expected[place].to_vec2::<f32>().unwrap());
         }
     }
 

@@ -97,7 +97,7 @@ impl VicReg {
         let mut dims = vec![config.projector_hidden; config.projector_layers + 1];
         dims[0] = backbone.embed_dim();
         dims[config.projector_layers] = config.projector_dim;
-        let mlp = MlpConfig { hidden_bias: true, last_bias: false, hidden_norm: true, last_norm: None };
+        let mlp = MlpConfig { last_bias: false, hidden_norm: true, ..MlpConfig::PLAIN };
         let projector = Mlp::new(&dims, mlp, &params.root().pp("projector"))?;
         Ok(Self { backbone, projector, config: config.clone() })
     }
@@ -108,13 +108,13 @@ impl Method for VicReg {
         2..=2
     }
 
-    fn loss(&self, batch: &Batch, _: &StepContext) -> Result<StepOutput> {
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [x_a, x_b] = batch.views.as_slice() else {
             bail!("vicreg needs 2 views, got {}", batch.views.len());
         };
         // Each view has batch statistics of its own, as in the official code.
-        let z_a = self.projector.forward_t(&self.backbone.forward_t(x_a, true)?, true)?;
-        let z_b = self.projector.forward_t(&self.backbone.forward_t(x_b, true)?, true)?;
+        let z_a = self.projector.forward_t(&self.backbone.forward_train(x_a, context.draws(0))?, true)?;
+        let z_b = self.projector.forward_t(&self.backbone.forward_train(x_b, context.draws(1))?, true)?;
         let c = &self.config;
         let terms = vicreg_terms(&z_a, &z_b, c.halve_variance)?;
         let loss = ((&terms.invariance * c.invariance_weight)? + (&terms.variance * c.variance_weight)?)?;

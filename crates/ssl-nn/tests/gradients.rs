@@ -307,6 +307,8 @@ fn mlp() {
             last_bias: below(&mut rng, 2) == 0,
             hidden_norm: below(&mut rng, 2) == 0,
             last_norm: [None, Some(Affine::Scale)][below(&mut rng, 2)],
+            gelu: below(&mut rng, 2) == 0,
+            init: None,
         };
         let mlp = Mlp::new(&[4, 5, 6, 3], config, &params.root()).unwrap();
         let x = Input::uniform(&mut rng, &[6, 4], layout);

@@ -4,8 +4,39 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, Var};
+use serde::{Deserialize, Serialize};
 
 use crate::chunks::sum_of_squares;
+
+/// Over which gradients a norm is taken that must not grow too large.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClipScope {
+    /// Over all of them.
+    #[default]
+    All,
+    /// Over those of each part of a method, which the first word of a parameter's name tells, as in DINOv2: `backbone`,
+    /// `head`, `projector`.
+    Module,
+    /// Over each by itself, as in DINO.
+    Tensor,
+}
+
+impl ClipScope {
+    /// The part that the parameter `name` belongs to.
+    fn part(self, name: &str) -> &str {
+        match self {
+            Self::All => "",
+            Self::Module => name.split('.').next().unwrap_or(name),
+            Self::Tensor => name,
+        }
+    }
+
+    /// Whether it is the default.
+    pub(crate) fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+}
 
 /// Gradients by the names of their parameters, summed over micro-batches.
 #[derive(Clone, Debug, Default)]
@@ -66,14 +97,20 @@ impl Gradients {
         Ok(None)
     }
 
-    /// Scales all gradients so that their norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`.
+    /// Scales the gradients of each part that `scope` names so that their norm together is at most `max_norm`, as
+    /// `torch.nn.utils.clip_grad_norm_` does for the parameters it is given.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn clip(&mut self, norm: f64, max_norm: f64) -> Result<()> {
-        let factor = max_norm / (norm + 1e-6);
-        if factor < 1.0 {
-            for grad in self.tensors.values_mut() {
+    pub fn clip(&mut self, max_norm: f64, scope: ClipScope) -> Result<()> {
+        let mut squares: BTreeMap<String, f64> = BTreeMap::new();
+        for (name, grad) in &self.tensors {
+            *squares.entry(scope.part(name).to_owned()).or_default() += squared_norm(grad)?;
+        }
+        for (name, grad) in &mut self.tensors {
+            let norm = squares.get(scope.part(name)).copied().unwrap_or_default().sqrt();
+            let factor = max_norm / (norm + 1e-6);
+            if factor < 1.0 {
                 *grad = (&*grad * factor)?;
             }
         }
@@ -113,10 +150,28 @@ mod tests {
     fn clipping_keeps_the_direction_and_bounds_the_norm() {
         let mut g = gradients(&[("a", &[3.0]), ("b", &[4.0, 0.0])]);
         assert_eq!(g.norm().unwrap(), 5.0);
-        g.clip(5.0, 10.0).unwrap();
+        g.clip(10.0, ClipScope::All).unwrap();
         assert_eq!(g.norm().unwrap(), 5.0);
-        g.clip(5.0, 1.0).unwrap();
+        g.clip(1.0, ClipScope::All).unwrap();
         assert!((g.norm().unwrap() - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn each_part_of_a_scope_is_clipped_by_its_own_norm() {
+        let clipped = |scope| {
+            let mut g = gradients(&[("backbone.a", &[3.0]), ("backbone.b", &[4.0]), ("head.a", &[0.5])]);
+            g.clip(2.0, scope).unwrap();
+            ["backbone.a", "backbone.b", "head.a"]
+                .map(|name| g.get(name).unwrap().to_vec1::<f32>().unwrap()[0])
+        };
+        let close = |scope, expected: [f32; 3]| {
+            let found = clipped(scope);
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{scope:?}: {found:?}");
+        };
+        let all = 2.0 / 25.25f32.sqrt();
+        close(ClipScope::All, [3.0 * all, 4.0 * all, 0.5 * all]);
+        close(ClipScope::Module, [1.2, 1.6, 0.5]);
+        close(ClipScope::Tensor, [2.0, 2.0, 0.5]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use ssl_methods::ParameterRule;
 
 use crate::gradients::Gradients;
-use crate::update::{adam, lars, sgd};
+use crate::update::{Step, adam, lars, sgd};
 
 /// The update rule; in a recipe the table `[optimizer]`. Learning rates come from the schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,35 +141,35 @@ impl OptimizerConfig {
         }
     }
 
-    /// The groups of a model with parameters of these names and shapes: `decay`, and `no_decay` for biases and norms
-    /// where the update rule exempts them, each once more for the parameters whose rate `rule` keeps constant.
+    /// The groups of a model with parameters of these names and shapes: those with weight decay, and those without it,
+    /// biases and norms where the update rule exempts them, each apart by what `rule` says of their rates.
     pub fn groups(&self, params: &[(String, Var)], rule: impl Fn(&str) -> ParameterRule) -> Vec<ParamGroup> {
-        let (weight_decay, exclude, lr_factor) = match self {
+        let (weight_decay, exclude, exempt_factor) = match self {
             Self::Sgd(c) => (c.weight_decay, c.exclude_bias_and_norm, 1.0),
             Self::AdamW(c) | Self::Adam(c) => (c.weight_decay, c.exclude_bias_and_norm, 1.0),
             Self::Lars(c) => (c.weight_decay, c.exclude_bias_and_norm, c.bias_and_norm_lr_factor),
         };
-        let group = |name: &str, exempt: bool, constant_lr: bool| ParamGroup {
-            name: name.to_owned(),
-            members: params
-                .iter()
-                .filter(|(name, var)| {
-                    (exclude && var.rank() <= 1) == exempt && rule(name).constant_lr == constant_lr
-                })
-                .map(|(name, _)| name.clone())
-                .collect(),
-            lr_factor: if exempt { lr_factor } else { 1.0 },
-            constant_lr,
-            weight_decay: if exempt { 0.0 } else { weight_decay },
-            adapt: !exempt,
-        };
-        let groups = [
-            group("decay", false, false),
-            group("no_decay", true, false),
-            group("decay, constant rate", false, true),
-            group("no_decay, constant rate", true, true),
-        ];
-        groups.into_iter().filter(|group| !group.members.is_empty()).collect()
+        let mut groups: Vec<ParamGroup> = Vec::new();
+        for (name, var) in params {
+            let ParameterRule { constant_lr, no_decay, lr_factor } = rule(name);
+            let exempt = no_decay || (exclude && var.rank() <= 1);
+            let lr_factor = if exempt { exempt_factor * lr_factor } else { lr_factor };
+            let same = |group: &&mut ParamGroup| {
+                group.adapt != exempt && group.constant_lr == constant_lr && group.lr_factor == lr_factor
+            };
+            match groups.iter_mut().find(same) {
+                Some(group) => group.members.push(name.clone()),
+                None => groups.push(ParamGroup {
+                    name: group_name(exempt, constant_lr, lr_factor),
+                    members: vec![name.clone()],
+                    lr_factor,
+                    constant_lr,
+                    weight_decay: if exempt { 0.0 } else { weight_decay },
+                    adapt: !exempt,
+                }),
+            }
+        }
+        groups
     }
 
     pub(crate) fn validate(&self) -> std::result::Result<(), String> {
@@ -207,6 +207,14 @@ impl OptimizerConfig {
     }
 }
 
+/// The name of a group for messages.
+fn group_name(exempt: bool, constant_lr: bool, lr_factor: f64) -> String {
+    let decay = if exempt { "no_decay" } else { "decay" };
+    let constant = if constant_lr { ", constant rate" } else { "" };
+    let factor = if lr_factor == 1.0 { String::new() } else { format!(", {lr_factor} of the rate") };
+    format!("{decay}{constant}{factor}")
+}
+
 /// Parameters that share settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamGroup {
@@ -222,6 +230,22 @@ pub struct ParamGroup {
     pub weight_decay: f64,
     /// Whether LARS scales the steps of this group.
     pub adapt: bool,
+}
+
+/// What the schedules say of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Learning rate.
+    pub lr: f64,
+    /// Factor on the weight decay of every group.
+    pub weight_decay_factor: f64,
+}
+
+impl Rates {
+    /// This learning rate, and the weight decay of the configuration.
+    pub fn lr(lr: f64) -> Self {
+        Self { lr, weight_decay_factor: 1.0 }
+    }
 }
 
 /// What an update rule remembers of one parameter.
@@ -288,7 +312,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a gradient's shape differs from its parameter's.
-    pub fn step(&mut self, gradients: &Gradients, lr: f64) -> Result<()> {
+    pub fn step(&mut self, gradients: &Gradients, rates: Rates) -> Result<()> {
         for group in &self.groups {
             for name in &group.members {
                 let (Some(grad), Some(var), Some(Memory { step, slots })) =
@@ -296,15 +320,20 @@ impl Optimizer {
                 else {
                     continue;
                 };
-                let scheduled = if group.constant_lr { self.config.lr() } else { lr };
-                let (config, lr) = (&self.config, scheduled * group.lr_factor);
+                let scheduled = if group.constant_lr { self.config.lr() } else { rates.lr };
                 *step += 1;
-                let step = *step;
+                let config = &self.config;
+                let step = Step {
+                    lr: scheduled * group.lr_factor,
+                    weight_decay: group.weight_decay * rates.weight_decay_factor,
+                    adapt: group.adapt,
+                    number: *step,
+                };
                 in_place(var, grad, |w, g| match config {
-                    OptimizerConfig::Sgd(c) => sgd(c, group, lr, w, g, slots),
-                    OptimizerConfig::AdamW(c) => adam(c, group, true, lr, step, w, g, slots),
-                    OptimizerConfig::Adam(c) => adam(c, group, false, lr, step, w, g, slots),
-                    OptimizerConfig::Lars(c) => lars(c, group, lr, step, w, g, slots),
+                    OptimizerConfig::Sgd(c) => sgd(c, step, w, g, slots),
+                    OptimizerConfig::AdamW(c) => adam(c, true, step, w, g, slots),
+                    OptimizerConfig::Adam(c) => adam(c, false, step, w, g, slots),
+                    OptimizerConfig::Lars(c) => lars(c, step, w, g, slots),
                 })?;
             }
         }

@@ -10,6 +10,7 @@ use ssl_methods::MethodConfig;
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
+use crate::gradients::ClipScope;
 use crate::layers;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::ScheduleConfig;
@@ -53,6 +54,10 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("simmim-fashion-mnist", include_str!("../recipes/simmim-fashion-mnist.toml")),
     ("simmim-cifar10", include_str!("../recipes/simmim-cifar10.toml")),
     ("simmim-imagenet", include_str!("../recipes/simmim-imagenet.toml")),
+    ("dino-fashion-mnist", include_str!("../recipes/dino-fashion-mnist.toml")),
+    ("dino-cifar10", include_str!("../recipes/dino-cifar10.toml")),
+    ("dino-imagenet", include_str!("../recipes/dino-imagenet.toml")),
+    ("dino-imagenet-resnet50", include_str!("../recipes/dino-imagenet-resnet50.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
@@ -150,8 +155,11 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Parts that a batch is computed in, one after the other; contrastive losses then see fewer negatives.
     pub accumulate: usize,
-    /// Largest global norm of the gradients; 0 for no limit.
+    /// Largest norm of the gradients; 0 for no limit.
     pub clip_norm: f64,
+    /// Of which gradients: `all` together, those of each `module`, or of each `tensor`.
+    #[serde(default, skip_serializing_if = "ClipScope::is_all")]
+    pub clip_scope: ClipScope,
 }
 
 /// What is kept for resuming.
@@ -211,11 +219,14 @@ impl Recipe {
         let groups = take_groups(&mut layer)?;
         let reference = Self::reference(&layer)?;
         let mut table = to_table(&reference)?;
-        if let (Some(Value::Table(schedule)), true) =
-            (table.get_mut("schedule"), reference.schedule.warms_up())
-        {
-            // Not written where it is 0, so that recipes without it keep their hash.
-            schedule.insert("warmup_steps".to_owned(), Value::Integer(0));
+        // Keys that are not written where they have their defaults, so that recipes without them keep their hash.
+        let unwritten =
+            reference.schedule.unwritten().into_iter().map(|(key, value)| ("schedule", key, value));
+        let scope = ("train", "clip_scope", Value::String("all".to_owned()));
+        for (section, key, value) in unwritten.chain([scope]) {
+            if let Some(Value::Table(section)) = table.get_mut(section) {
+                section.insert(key.to_owned(), value);
+            }
         }
         // Of the view's keys only those that a layer has belong to the recipe; the others come from the preset.
         let mut every_key = table.clone();
@@ -315,7 +326,14 @@ impl Recipe {
                 .ok_or_else(|| unknown("optimizer", &optimizer, &OptimizerConfig::NAMES))?,
             schedule: ScheduleConfig::named(&schedule)
                 .ok_or_else(|| unknown("schedule", &schedule, &ScheduleConfig::NAMES))?,
-            train: TrainConfig { epochs: 100, max_steps: 0, batch_size: 256, accumulate: 1, clip_norm: 0.0 },
+            train: TrainConfig {
+                epochs: 100,
+                max_steps: 0,
+                batch_size: 256,
+                accumulate: 1,
+                clip_norm: 0.0,
+                clip_scope: ClipScope::All,
+            },
             checkpoint: CheckpointConfig { every_steps: 100, keep: 2 },
             eval: EvalConfig { knn_k: 20, knn_temperature: 0.07 },
         })
@@ -374,11 +392,6 @@ impl Recipe {
         ];
         for check in checks {
             check.map_err(Error::Recipe)?;
-        }
-        if let Some(p) = self.backbone.vit.map(|vit| vit.drop_path).filter(|p| *p > 0.0) {
-            return refuse(format!(
-                "backbone.vit.drop_path = {p} is not 0: no method leaves branches out yet"
-            ));
         }
         if let Some(size) = self.backbone.image_size.filter(|size| *size != self.augment.size) {
             return refuse(format!(
@@ -648,7 +661,6 @@ mod tests {
         for (key, value, part) in [
             ("backbone.vit.depth", "3", "unknown key `backbone.vit.depth`"),
             ("backbone.vit.drop_path", "1.5", "backbone.vit.drop_path = 1.5 is not in [0, 1)"),
-            ("backbone.vit.drop_path", "0.1", "backbone.vit.drop_path = 0.1 is not 0"),
             ("backbone.vit.pooling", "max", "unknown variant `max`, expected `token` or `mean`"),
         ] {
             let error = vit(&[(key, value)]).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use ssl_nn::Schedule;
+use toml::Value;
 
 type Check = std::result::Result<(), String>;
 
@@ -18,6 +19,12 @@ pub enum ScheduleConfig {
         warmup_steps: usize,
         /// Value at the end as a share of the peak.
         end_factor: f64,
+        /// Weight decay at the end as a multiple of that at the start, along half a cosine without warm-up: 10 in DINO.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        weight_decay_end_factor: f64,
+        /// Length of both cosines over that of the run, at least 1: 1.25 in MSN, which ends before its cosines do.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        stretch: f64,
     },
     /// Warm-up, then steps down.
     Step {
@@ -42,7 +49,13 @@ impl ScheduleConfig {
     /// The schedule `name` with its defaults: 10 epochs of warm-up as in SimCLR; steps as in MoCo.
     pub fn named(name: &str) -> Option<Self> {
         match name {
-            "cosine" => Some(Self::Cosine { warmup_epochs: 10.0, warmup_steps: 0, end_factor: 0.0 }),
+            "cosine" => Some(Self::Cosine {
+                warmup_epochs: 10.0,
+                warmup_steps: 0,
+                end_factor: 0.0,
+                weight_decay_end_factor: 1.0,
+                stretch: 1.0,
+            }),
             "step" => Some(Self::Step {
                 warmup_epochs: 0.0,
                 warmup_steps: 0,
@@ -58,8 +71,8 @@ impl ScheduleConfig {
     pub fn build(&self, peak: f64, steps_per_epoch: usize, total_steps: usize) -> Schedule {
         let warmup = self.warmup(steps_per_epoch);
         match self {
-            Self::Cosine { end_factor, .. } => {
-                Schedule::warmup_cosine(peak, peak * end_factor, warmup, total_steps)
+            Self::Cosine { end_factor, stretch, .. } => {
+                Schedule::warmup_cosine(peak, peak * end_factor, warmup, stretched(total_steps, *stretch))
             }
             Self::Step { milestones, gamma, .. } => {
                 let milestones = milestones.iter().map(|m| (m * steps_per_epoch).saturating_sub(warmup));
@@ -70,9 +83,26 @@ impl ScheduleConfig {
         }
     }
 
-    /// Whether it has the keys of a warm-up.
-    pub(crate) fn warms_up(&self) -> bool {
-        !matches!(self, Self::Constant)
+    /// The factor on the weight decay of a run as a function of the step.
+    pub fn weight_decay(&self, total_steps: usize) -> Schedule {
+        match self {
+            Self::Cosine { weight_decay_end_factor, stretch, .. } if !is_one(weight_decay_end_factor) => {
+                Schedule::cosine(1.0, *weight_decay_end_factor, stretched(total_steps, *stretch))
+            }
+            _ => Schedule::Constant(1.0),
+        }
+    }
+
+    /// The keys that are not written where they have these values, their defaults.
+    pub(crate) fn unwritten(&self) -> Vec<(&'static str, Value)> {
+        let steps = ("warmup_steps", Value::Integer(0));
+        match self {
+            Self::Cosine { .. } => {
+                vec![steps, ("weight_decay_end_factor", Value::Float(1.0)), ("stretch", Value::Float(1.0))]
+            }
+            Self::Step { .. } => vec![steps],
+            Self::Constant => vec![],
+        }
     }
 
     /// Steps of the warm-up.
@@ -88,7 +118,15 @@ impl ScheduleConfig {
 
     pub(crate) fn validate(&self, epochs: usize) -> Check {
         let (warmup, steps, factor) = match self {
-            Self::Cosine { warmup_epochs, warmup_steps, end_factor } => {
+            Self::Cosine { warmup_epochs, warmup_steps, end_factor, weight_decay_end_factor, stretch } => {
+                if !(1.0..=100.0).contains(stretch) {
+                    return Err(format!("schedule.stretch = {stretch} is not in [1, 100]"));
+                }
+                if !(0.0..=1000.0).contains(weight_decay_end_factor) {
+                    return Err(format!(
+                        "schedule.weight_decay_end_factor = {weight_decay_end_factor} is not in [0, 1000]"
+                    ));
+                }
                 (*warmup_epochs, *warmup_steps, ("end_factor", *end_factor))
             }
             Self::Step { warmup_epochs, warmup_steps, gamma, .. } => {
@@ -132,6 +170,19 @@ fn is_zero(steps: &usize) -> bool {
     *steps == 0
 }
 
+/// Steps of a cosine that is `stretch` times as long as the run.
+fn stretched(total_steps: usize, stretch: f64) -> usize {
+    (total_steps as f64 * stretch).round() as usize
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(factor: &f64) -> bool {
+    *factor == 1.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +208,8 @@ mod tests {
             warmup_epochs,
             warmup_steps,
             end_factor: 0.1,
+            weight_decay_end_factor: 1.0,
+            stretch: 1.0,
         };
         let step = |warmup_epochs, warmup_steps| ScheduleConfig::Step {
             warmup_epochs,
@@ -169,11 +222,47 @@ mod tests {
     }
 
     #[test]
+    fn the_weight_decay_rises_from_the_first_step_to_the_last() {
+        let cosine = |weight_decay_end_factor| ScheduleConfig::Cosine {
+            warmup_epochs: 1.0,
+            warmup_steps: 0,
+            end_factor: 0.0,
+            weight_decay_end_factor,
+            stretch: 1.0,
+        };
+        let factor = cosine(10.0).weight_decay(40);
+        assert_eq!([factor.at(0), factor.at(40)], [1.0, 10.0]);
+        assert!((factor.at(20) - 5.5).abs() < 1e-12);
+        assert_eq!(cosine(1.0).weight_decay(40), Schedule::Constant(1.0));
+        let error = cosine(-1.0).validate(5).unwrap_err();
+        assert!(error.contains("schedule.weight_decay_end_factor = -1 is not in [0, 1000]"), "{error}");
+    }
+
+    #[test]
+    fn a_stretched_cosine_ends_with_the_run_and_not_at_its_foot() {
+        let cosine = |stretch| ScheduleConfig::Cosine {
+            warmup_epochs: 0.0,
+            warmup_steps: 10,
+            end_factor: 0.0,
+            weight_decay_end_factor: 2.0,
+            stretch,
+        };
+        let (lr, decay) = (cosine(1.25).build(1.0, 10, 50), cosine(1.25).weight_decay(40));
+        let whole = Schedule::warmup_cosine(1.0, 0.0, 10, 63);
+        assert_eq!((lr.at(10), lr.at(49)), (1.0, whole.at(49)));
+        assert!(decay.at(40) < 2.0 && decay.at(50) == 2.0);
+        let error = cosine(0.5).validate(5).unwrap_err();
+        assert!(error.contains("schedule.stretch = 0.5 is not in [1, 100]"), "{error}");
+    }
+
+    #[test]
     fn a_warmup_as_long_as_the_run_is_refused() {
         let cosine = |warmup_epochs, warmup_steps| ScheduleConfig::Cosine {
             warmup_epochs,
             warmup_steps,
             end_factor: 0.0,
+            weight_decay_end_factor: 1.0,
+            stretch: 1.0,
         };
         let error = cosine(5.0, 0).validate(5).unwrap_err();
         assert!(error.contains("schedule.warmup_epochs = 5 is not in 0..5"), "{error}");

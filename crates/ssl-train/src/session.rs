@@ -19,7 +19,7 @@ use crate::export::export;
 use crate::images::{Images, open_images};
 use crate::loader::Loader;
 use crate::observer::{Control, Observer, StepReport};
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Rates};
 use crate::recipe::Recipe;
 use crate::run_folder::{MetricsLog, RunFolder};
 use crate::sampler::Sampler;
@@ -204,7 +204,7 @@ impl Session {
     /// If a number is not finite, an image cannot be decoded, or the file system refuses. The last checkpoint stays.
     pub fn train(&mut self, observers: &mut [Box<dyn Observer>], stop: &AtomicBool) -> Result<Outcome> {
         let (steps_per_epoch, last) = (self.sampler().steps_per_epoch(), self.last_step());
-        let lr = self.schedule();
+        let (lr, weight_decay) = self.schedules();
         let parts = self.recipe.train.accumulate;
         let range = self.step * parts..last * parts;
         let mut loader =
@@ -218,7 +218,8 @@ impl Session {
                 self.pass(&context)?;
             }
             let rate = lr.at(self.step);
-            let measured = self.trainer.step(&mut loader, &context, rate)?;
+            let rates = Rates { lr: rate, weight_decay_factor: weight_decay.at(self.step) };
+            let measured = self.trainer.step(&mut loader, &context, rates)?;
             let epoch = self.step / steps_per_epoch;
             self.step += 1;
             self.log.append(&metrics_line(self.step, epoch, rate, &measured))?;
@@ -387,9 +388,11 @@ impl Session {
         self.recipe.train.epochs * self.sampler().steps_per_epoch()
     }
 
-    fn schedule(&self) -> Schedule {
-        let steps_per_epoch = self.sampler().steps_per_epoch();
-        self.recipe.schedule.build(self.recipe.optimizer.lr(), steps_per_epoch, self.total_steps())
+    /// The learning rate and the factor on the weight decay.
+    fn schedules(&self) -> (Schedule, Schedule) {
+        let (steps_per_epoch, total) = (self.sampler().steps_per_epoch(), self.total_steps());
+        let schedule = &self.recipe.schedule;
+        (schedule.build(self.recipe.optimizer.lr(), steps_per_epoch, total), schedule.weight_decay(total))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::collapse::Spread;
 use crate::error::{Error, Result};
 use crate::gradients::{Gradients, is_finite};
 use crate::loader::Loader;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Rates};
 use crate::recipe::TrainConfig;
 
 /// The moving parts of a run.
@@ -31,7 +31,12 @@ pub(crate) struct Measured {
 
 impl Trainer {
     /// Forward, backward, update. If anything is not finite, nothing is updated but running statistics.
-    pub(crate) fn step(&mut self, loader: &mut Loader, context: &StepContext, lr: f64) -> Result<Measured> {
+    pub(crate) fn step(
+        &mut self,
+        loader: &mut Loader,
+        context: &StepContext,
+        rates: Rates,
+    ) -> Result<Measured> {
         let trainable = self.params.trainable();
         let share = 1.0 / self.config.accumulate as f64;
         let (mut gradients, mut sums) = (Gradients::default(), Sums::default());
@@ -57,9 +62,9 @@ impl Trainer {
             return Err(self.non_finite(context, format!("the gradient of `{name}`")));
         }
         if self.config.clip_norm > 0.0 {
-            gradients.clip(norm, self.config.clip_norm)?;
+            gradients.clip(self.config.clip_norm, self.config.clip_scope)?;
         }
-        self.optimizer.step(&gradients, lr)?;
+        self.optimizer.step(&gradients, rates)?;
         self.method.after_step(context, &joined(&memory)?)?;
         sums.terms.push(("grad_norm", norm));
         Ok(Measured { loss: sums.loss, terms: sums.terms, wait_seconds })

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use ssl_backbones::BackboneConfig;
 use ssl_methods::{Batch, Method, MethodConfig, StepContext};
 use ssl_nn::Params;
-use ssl_train::{Gradients, Optimizer, OptimizerConfig};
+use ssl_train::{Gradients, Optimizer, OptimizerConfig, Rates};
 
 /// What a float32 may be off after a few updates, relative to itself.
 const ROUNDING: f64 = 3e-7;
@@ -242,7 +242,7 @@ impl Run {
             let output = method.loss(&batch, &context).unwrap();
             let mut gradients = Gradients::default();
             gradients.accumulate(&trainable, &mut output.loss.backward().unwrap(), 1.0).unwrap();
-            optimizer.step(&gradients, reference.lr_at[step]).unwrap();
+            optimizer.step(&gradients, Rates::lr(reference.lr_at[step])).unwrap();
             method.after_step(&context, &output.memory).unwrap();
             losses.extend(to_f64(&output.loss));
             all.push(gradients);

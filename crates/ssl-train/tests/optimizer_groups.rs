@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use ssl_methods::ParameterRule;
-use ssl_train::{Gradients, LarsConfig, Optimizer, OptimizerConfig};
+use ssl_train::{Gradients, LarsConfig, Optimizer, OptimizerConfig, Rates};
 
 /// A weight of norm 5, a bias of norm 5 and a bias of zeros, in a head and in a predictor.
 fn params() -> Vec<(String, Var)> {
@@ -34,7 +34,7 @@ fn moved(config: &OptimizerConfig, lr: f64) -> BTreeMap<String, Vec<f32>> {
     let before: Vec<Vec<f32>> = params.iter().map(|(_, var)| values(var)).collect();
     let gradients =
         params.iter().map(|(name, var)| (name.clone(), var.ones_like().unwrap())).collect::<BTreeMap<_, _>>();
-    optimizer.step(&Gradients::new(gradients), lr).unwrap();
+    optimizer.step(&Gradients::new(gradients), Rates::lr(lr)).unwrap();
     let moved = params.iter().zip(before).map(|((name, var), before)| {
         (name.clone(), values(var).iter().zip(before).map(|(after, before)| before - after).collect())
     });
@@ -129,7 +129,7 @@ fn a_parameter_that_is_frozen_at_first_moves_as_one_that_begins_then() {
         let step = |optimizer: &mut Optimizer, prefix: &str| {
             let moving = params.iter().filter(|(name, _)| name.starts_with(prefix));
             let ones = moving.map(|(name, var)| (name.clone(), var.ones_like().unwrap())).collect();
-            optimizer.step(&Gradients::new(ones), config.lr()).unwrap();
+            optimizer.step(&Gradients::new(ones), Rates::lr(config.lr())).unwrap();
         };
         let still = values(&params[3].1);
         (0..5).for_each(|_| step(&mut optimizer, "head."));

@@ -6,7 +6,7 @@ use ssl_vision::augment::random::uniform;
 use ssl_vision::backbones::{BackboneConfig, Stem};
 use ssl_vision::methods::{Batch, MethodConfig, StepContext};
 use ssl_vision::nn::{Params, Probe, Purpose, rng};
-use ssl_vision::train::{Gradients, Optimizer, OptimizerConfig};
+use ssl_vision::train::{Gradients, Optimizer, OptimizerConfig, Rates};
 
 use super::Suite;
 use super::layer::{Conv, RESNET18_CIFAR};
@@ -100,7 +100,7 @@ impl Step {
             let output = method.loss(&batch, &context)?;
             let mut gradients = Gradients::default();
             gradients.accumulate(&trainable, &mut output.loss.backward()?, 1.0)?;
-            Ok(optimizer.step(&gradients, 1e-3)?)
+            Ok(optimizer.step(&gradients, Rates::lr(1e-3))?)
         })
     }
 }
@@ -114,7 +114,7 @@ fn adamw_resnet18() -> Result<Timing> {
     let gradients = Gradients::new(trainable.iter().map(gradient).collect::<Result<_>>()?);
     let adamw = OptimizerConfig::named("adamw").context("adamw")?;
     let mut optimizer = Optimizer::new(&adamw, &trainable)?;
-    time(3, 10, || Ok(optimizer.step(&gradients, 1e-3)?))
+    time(3, 10, || Ok(optimizer.step(&gradients, Rates::lr(1e-3))?))
 }
 
 /// The first step beside the time that its convolutions would take at the rate of a large matrix multiplication: the

@@ -37,6 +37,7 @@ enum Layer {
         affine: bool,
     },
     Relu,
+    Gelu,
     /// A layer that an `Mlp` does not have.
     Other,
 }
@@ -71,6 +72,7 @@ impl Layer {
                 }
             }
             "ReLU" => Layer::Relu,
+            "GELU" if argument("approximate")? == "'none'" => Layer::Gelu,
             _ => Layer::Other,
         })
     }
@@ -97,7 +99,8 @@ fn mlp(layers: &[Layer]) -> Option<(Vec<usize>, MlpConfig)> {
         _ => None,
     };
     let hidden_norm = dims.len() > 2 && matches!(layers[1], Layer::Norm { .. });
-    let config = MlpConfig { hidden_bias, last_bias: *last_bias, hidden_norm, last_norm };
+    let gelu = layers.contains(&Layer::Gelu);
+    let config = MlpConfig { hidden_bias, last_bias: *last_bias, hidden_norm, last_norm, gelu, init: None };
     (layers == expected_layers(&dims, &config)).then_some((dims, config))
 }
 
@@ -110,7 +113,7 @@ fn expected_layers(dims: &[usize], config: &MlpConfig) -> Vec<Layer> {
         layers.push(Layer::Linear { inputs: width[0], outputs: width[1], bias });
         if i < last {
             layers.extend(config.hidden_norm.then_some(Layer::Norm { affine: true }));
-            layers.push(Layer::Relu);
+            layers.push(if config.gelu { Layer::Gelu } else { Layer::Relu });
         }
     }
     layers.extend(config.last_norm.map(|affine| Layer::Norm { affine: affine == Affine::ScaleAndShift }));
@@ -147,7 +150,8 @@ mod tests {
         assert!(fits(&[first, "ReLU()", last, &norm("1e-05", "False")]));
         assert!(!fits(&[first, &norm("1e-05", "False"), "ReLU()", last]));
         assert!(!fits(&[first, &norm("0.001", "True"), "ReLU()", last]));
-        assert!(!fits(&[first, &plain, "GELU(approximate='none')", last]));
+        assert!(fits(&[first, &plain, "GELU(approximate='none')", last]));
+        assert!(!fits(&[first, &plain, "GELU(approximate='tanh')", last]));
         assert!(fits(&[first, &plain, "ReLU()", &last.replace("False", "True")]));
         assert!(!fits(&[first, last]));
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use ssl_vision::methods::ParameterRule;
 use ssl_vision::nn::ema_update;
 use ssl_vision::train::{
-    AdamConfig, Gradients, LarsConfig, Optimizer, OptimizerConfig, ParamGroup, SgdConfig,
+    AdamConfig, Gradients, LarsConfig, Optimizer, OptimizerConfig, ParamGroup, Rates, SgdConfig,
 };
 
 use super::case::{Case, Entry};
@@ -59,7 +59,7 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
         let grads =
             grads.map(|(name, _)| Ok((name.clone(), case.tensor(&format!("in.grads.{name}"))?.get(step)?)));
         let lr = lrs.as_ref().and_then(|lrs| lrs.get(step).copied()).unwrap_or(config.lr());
-        optimizer.step(&Gradients::new(grads.collect::<Result<_>>()?), lr)?;
+        optimizer.step(&Gradients::new(grads.collect::<Result<_>>()?), Rates::lr(lr))?;
         for (name, var) in &params {
             trajectories.entry(name).or_default().push(var.as_tensor().copy()?);
         }
