@@ -23,7 +23,7 @@ fn params() -> Vec<(String, Var)> {
 }
 
 fn constant_predictor(name: &str) -> ParameterRule {
-    ParameterRule { constant_lr: name.starts_with("predictor.") }
+    ParameterRule { constant_lr: name.starts_with("predictor."), ..ParameterRule::default() }
 }
 
 /// How far every parameter moves in one step of rate `lr`, with gradients of 1 everywhere.

@@ -47,8 +47,10 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
         .collect::<Result<_>>()?;
     let constant: Vec<String> = entry.params.optional("constant_lr")?.unwrap_or_default();
     let groups = match own {
-        Some(_) => config
-            .groups(&params, |name| ParameterRule { constant_lr: constant.iter().any(|own| own == name) }),
+        Some(_) => config.groups(&params, |name| ParameterRule {
+            constant_lr: constant.iter().any(|own| own == name),
+            ..ParameterRule::default()
+        }),
         None => params.iter().map(|(name, var)| group(entry, &config, name, var)).collect::<Result<_>>()?,
     };
     let lrs: Option<Vec<f64>> = entry.params.optional("lrs")?;
