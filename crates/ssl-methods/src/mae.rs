@@ -130,7 +130,7 @@ impl Method for Mae {
         let restore = numbers(RandomMask::restore)?; // (B, N)
         let mask = mask_tensor(&masks.iter().map(RandomMask::flags).collect::<Vec<_>>(), x.device())?;
 
-        let pass = VitPass { draws: Some(context.draws(0)), ..VitPass::default() };
+        let pass = VitPass { draws: context.draws(0), ..VitPass::default() };
         let h = self.encoder.run(&self.encoder.embed_visible(x, &visible)?, &pass)?;
         let h = self.encoder.norm(&h)?; // (B, prefix + K, d)
         let prediction = self.decoder.forward(&h, &restore)?; // (B, N, 3 p²)

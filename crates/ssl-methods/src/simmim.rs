@@ -112,7 +112,7 @@ impl Method for SimMim {
         let mask = mask_tensor(&batch.index.iter().map(draw).collect::<Result<Vec<_>>>()?, x.device())?; // (B, N)
 
         let masked = MaskedPatches { mask: &mask, token: &self.mask_token };
-        let pass = VitPass { draws: Some(context.draws(0)), ..VitPass::default() };
+        let pass = VitPass { draws: context.draws(0), ..VitPass::default() };
         let h = self.encoder.run(&self.encoder.embed(x, Some(masked))?, &pass)?;
         let h = self.encoder.split(&self.encoder.norm(&h)?)?.patches; // (B, N, d)
         let prediction = shuffled(&self.decoder.forward(&h.contiguous()?)?, p, grid)?; // (B, 3, H, W)
