@@ -260,6 +260,7 @@ impl VitOptions {
             },
             init,
             last_init: last,
+            ..TransformerBlockConfig::default()
         }
     }
 

@@ -97,4 +97,4 @@ pub use schedule::Schedule;
 pub use softmax::{log_softmax, softmax};
 pub use squeeze_excitation::SqueezeExcitation;
 pub use transformer::transformer_blocks;
-pub use transformer_block::{BlockOptions, QkvBias, TransformerBlock, TransformerBlockConfig};
+pub use transformer_block::{BlockNames, BlockOptions, QkvBias, TransformerBlock, TransformerBlockConfig};

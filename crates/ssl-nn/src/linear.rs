@@ -46,9 +46,20 @@ impl Linear {
     /// # Errors
     /// If a name is taken.
     pub fn new(inputs: usize, outputs: usize, config: LinearConfig, scope: &Scope) -> Result<Self> {
+        Self::named(inputs, outputs, config, scope, ["weight", "bias"])
+    }
+
+    /// [`Linear::new`] under other names than `weight` and `bias`.
+    pub(crate) fn named(
+        inputs: usize,
+        outputs: usize,
+        config: LinearConfig,
+        scope: &Scope,
+        [weight, bias]: [&str; 2],
+    ) -> Result<Self> {
         let default = Init::TorchDefault { fan_in: inputs };
-        let weight = scope.trainable("weight", (outputs, inputs), config.init.unwrap_or(default))?;
-        let bias = || scope.trainable("bias", outputs, config.bias_init.unwrap_or(default));
+        let weight = scope.trainable(weight, (outputs, inputs), config.init.unwrap_or(default))?;
+        let bias = || scope.trainable(bias, outputs, config.bias_init.unwrap_or(default));
         Ok(Self { weight, bias: config.bias.then(bias).transpose()? })
     }
 

@@ -30,6 +30,8 @@ pub enum Purpose {
     Labels = 9,
     /// Patches that a method hides.
     Mask = 10,
+    /// Which of its texts an image is shown with.
+    Caption = 11,
 }
 
 /// The generator at the coordinates `(seed, purpose, epoch, sample, view)`.

@@ -23,6 +23,34 @@ pub enum QkvBias {
     QueryValue,
 }
 
+/// Whose names the layers of a block have. LayerScale and the norms of queries and keys keep timm's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockNames {
+    /// `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1` and `mlp.fc2`: timm's.
+    Timm,
+    /// `ln_1`, `attn.in_proj_weight` and `attn.in_proj_bias`, `attn.out_proj`, `ln_2`, `mlp.c_fc` and `mlp.c_proj`:
+    /// those of OpenAI's CLIP.
+    Clip,
+}
+
+impl BlockNames {
+    /// The two norms, the layer that ends the attention, and the two layers of the perceptron.
+    fn layers(self) -> [&'static str; 5] {
+        match self {
+            Self::Timm => ["norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"],
+            Self::Clip => ["ln_1", "ln_2", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"],
+        }
+    }
+
+    /// The layer that makes queries, keys and values: its place, weight and bias.
+    fn qkv(self) -> (&'static str, [&'static str; 2]) {
+        match self {
+            Self::Timm => ("attn.qkv", ["weight", "bias"]),
+            Self::Clip => ("attn", ["in_proj_weight", "in_proj_bias"]),
+        }
+    }
+}
+
 /// Settings of a [`TransformerBlock`]; the defaults are those of timm's vision transformers.
 #[derive(Clone, Copy, Debug)]
 pub struct TransformerBlockConfig {
@@ -45,6 +73,10 @@ pub struct TransformerBlockConfig {
     pub init: Init,
     /// Initial weight of the layers that end a branch, where it is another; BEiT shrinks it with the depth.
     pub last_init: Option<Init>,
+    /// Initial weight of the perceptron's first layer, where it is another, as in the text transformer of CLIP.
+    pub hidden_init: Option<Init>,
+    /// The names of the layers.
+    pub names: BlockNames,
 }
 
 impl Default for TransformerBlockConfig {
@@ -59,6 +91,8 @@ impl Default for TransformerBlockConfig {
             perceptron: Perceptron::Plain(Activation::Gelu),
             init: Init::Normal { std: 0.02 },
             last_init: None,
+            hidden_init: None,
+            names: BlockNames::Timm,
         }
     }
 }
@@ -136,7 +170,7 @@ impl BranchLayers {
 impl TransformerBlock {
     /// A block of width `dim`; creates `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1` and `mlp.fc2`, with
     /// LayerScale `ls1.gamma` and `ls2.gamma`, and with norms of queries and keys `attn.q_norm` and `attn.k_norm`:
-    /// timm's names.
+    /// timm's names. [`TransformerBlockConfig::names`] has others.
     ///
     /// # Errors
     /// If the number of heads does not divide `dim`, the perceptron has no hidden unit, or a name is taken.
@@ -150,10 +184,14 @@ impl TransformerBlock {
             bail!("transformer block: mlp_ratio = {mlp_ratio} leaves no hidden unit at width {dim}");
         }
         let last = config.last_init.unwrap_or(init);
-        let linear = |inputs, outputs, bias, init, name: &str| {
-            let config = LinearConfig { bias, init: Some(init), bias_init: Some(Init::Const(0.0)) };
-            Linear::new(inputs, outputs, config, &scope.pp(name))
+        let settings =
+            |bias, init| LinearConfig { bias, init: Some(init), bias_init: Some(Init::Const(0.0)) };
+        let linear = |inputs, outputs, init, name: &str| {
+            Linear::new(inputs, outputs, settings(true, init), &scope.pp(name))
         };
+        let [norm1, norm2, proj, fc1, fc2] = config.names.layers();
+        let (place, names) = config.names.qkv();
+        let has_bias = config.qkv_bias == QkvBias::All;
         let beit = config.qkv_bias == QkvBias::QueryValue;
         let scale = |[timm, beits]: [&str; 2]| {
             let create = |start| match beit {
@@ -165,19 +203,19 @@ impl TransformerBlock {
         let of_attention = scope.pp("attn");
         let outer_bias = |name: &str| of_attention.trainable(name, dim, Init::Const(0.0));
         let attention = BranchLayers {
-            norm: LayerNorm::new(dim, norm_eps, &scope.pp("norm1"))?,
-            first: linear(dim, 3 * dim, config.qkv_bias == QkvBias::All, init, "attn.qkv")?,
+            norm: LayerNorm::new(dim, norm_eps, &scope.pp(norm1))?,
+            first: Linear::named(dim, 3 * dim, settings(has_bias, init), &scope.pp(place), names)?,
             outer_biases: if beit { Some([outer_bias("q_bias")?, outer_bias("v_bias")?]) } else { None },
-            second: linear(dim, dim, true, last, "attn.proj")?,
+            second: linear(dim, dim, last, proj)?,
             scale: scale(["ls1", "gamma_1"])?,
         };
         let qk_norm = |name| LayerNorm::new(dim / heads, norm_eps, &of_attention.pp(name));
         let qk_norms = if config.qk_norm { Some([qk_norm("q_norm")?, qk_norm("k_norm")?]) } else { None };
         let mlp = BranchLayers {
-            norm: LayerNorm::new(dim, norm_eps, &scope.pp("norm2"))?,
-            first: linear(dim, config.perceptron.first(hidden), true, init, "mlp.fc1")?,
+            norm: LayerNorm::new(dim, norm_eps, &scope.pp(norm2))?,
+            first: linear(dim, config.perceptron.first(hidden), config.hidden_init.unwrap_or(init), fc1)?,
             outer_biases: None,
-            second: linear(hidden, dim, true, last, "mlp.fc2")?,
+            second: linear(hidden, dim, last, fc2)?,
             scale: scale(["ls2", "gamma_2"])?,
         };
         Ok(Self { attention, mlp, qk_norms, heads, perceptron: config.perceptron })
