@@ -259,3 +259,17 @@ fn mae_learns() {
 fn simmim_learns() {
     reconstructs("simmim", &[("method.mask_cell", "4")], 0.1);
 }
+
+#[test]
+fn clip_learns_what_its_words_mean() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = [("method.text_width", "32"), ("method.text_layers", "1"), ("optimizer.lr", "0.003")];
+    let (session, heard) = train("clip", &[&ZERO_START[..], &text].concat(), &folder.path().join("run"));
+    let evaluation = learned("clip", &session, &heard, start(&heard.losses));
+    let zero_shot = evaluation.zero_shot.as_ref().unwrap();
+    // Guessing finds one of ten.
+    assert!(zero_shot.classes == 10 && zero_shot.top1 > 0.4, "{zero_shot:?}");
+    let result = session.write_result(Some(&evaluation)).unwrap();
+    assert_eq!(result["zero_shot"]["top1"].as_f64(), Some(zero_shot.top1));
+    assert_eq!(result["zero_shot"]["templates"].as_array().unwrap().len(), 4);
+}

@@ -141,6 +141,10 @@ fn what_a_method_remembers_survives_a_stop() {
         // Label steps before steps 0, 7, 14, 21 and 28, one of them where the run is stopped.
         vec![("method.labels", "5"), ("method.label_steps", "9"), ("method.label_times", "uniform")],
     )]);
+    let methods = methods.chain([(
+        "clip",
+        vec![("method.text_width", "8"), ("method.text_layers", "1"), ("train.accumulate", "2")],
+    )]);
     for (method, more) in methods {
         parts_equal_the_whole(&recipe_of(method, &more));
     }

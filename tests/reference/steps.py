@@ -63,6 +63,7 @@ def main(
     steps_per_epoch: int | None = None,
     backbone: dict = BACKBONE,
     start: dict | None = None,
+    inputs: dict | None = None,
     tolerances: dict | None = None,
     program: str | None = None,
 ) -> None:
@@ -70,7 +71,7 @@ def main(
 
     `runs` are the optimisers by name, each a table of a recipe; it may have a list `lr_at`, the rate of each step, and
     `movement_tolerance`. All begin with the same weights: those of `start` by name, the others by `pattern`. `chosen` are
-    the tensors that are stored whole; of all others the norms are. `tolerances` of `loss` and `gradient` are relative.
+    the tensors that are stored whole; of all others the norms are. `inputs` are tensors besides the views that the loss reads. `tolerances` of `loss` and `gradient` are relative.
     `program` is the file that calls, if it is not NAME.py.
     """
     parser = argparse.ArgumentParser(description=notes)
@@ -88,6 +89,7 @@ def main(
         return
     first = next(iter(exact.values()))
     tensors = {f"in.view_{i}": view for i, view in enumerate(views)}
+    tensors |= {f"in.{name}": tensor for name, tensor in (inputs or {}).items()}
     tensors |= {f"start.{tensor}": value for tensor, value in start.items()}
     for step, gradients in enumerate(first["gradients"][:1]):
         tensors |= {f"grad.{step}.{tensor}": gradients[tensor] for tensor in chosen if tensor in gradients}

@@ -53,7 +53,7 @@ impl Eval {
         let encoder = load_encoder(&self.weights, &Device::Cpu)?;
         let (path, on_error, holdout) = (self.data.clone(), self.on_error, self.holdout);
         let config = DataConfig { path, on_error, holdout, ..DataConfig::default() };
-        let images = open_images(&config, &data_path(&self.data))?;
+        let images = open_images(&config, None, &data_path(&self.data))?;
         if !images.can_evaluate() {
             anyhow::bail!("{}: evaluation needs labels of two classes or more", self.data);
         }

@@ -163,7 +163,7 @@ impl Reproduce {
         };
         let Some(run) = runs.first() else { return Ok(()) };
         let recipe = Recipe::load(&run.recipe, &self.overrides(run.seed)?)?;
-        let images = open_images(&recipe.data, Path::new(data))?;
+        let images = open_images(&recipe.data, recipe.text.as_ref(), Path::new(data))?;
         let found = (images.train.len(), images.test.as_ref().map_or(0, |test| test.len()));
         ensure!(
             found == FULL,

@@ -1,10 +1,10 @@
 //! The table at the end of a run.
 
-use ssl_vision::train::{Evaluation, Scores};
+use ssl_vision::train::{Evaluation, Scores, ZeroShot};
 
 /// Accuracies of the encoder beside its baselines.
 pub(crate) fn scores(evaluation: &Evaluation) -> String {
-    let Evaluation { encoder, baselines, protocol } = evaluation;
+    let Evaluation { encoder, baselines, zero_shot, protocol } = evaluation;
     let row = |name: &str, s: &Scores| {
         let note = if s.linear_converged { "" } else { "  (probe not converged)" };
         format!("{name:<20} {:>8.1} {:>8.1}{note}\n", 100.0 * s.knn, 100.0 * s.linear)
@@ -14,5 +14,13 @@ pub(crate) fn scores(evaluation: &Evaluation) -> String {
     text += &row("untrained network", &baselines.untrained);
     text += &row("raw pixels", &baselines.pixels);
     text += &format!("kNN: k = {}, temperature = {}\n", protocol.knn.k, protocol.knn.temperature);
+    if let Some(ZeroShot { top1, classes, templates }) = zero_shot {
+        let chance = 100.0 / *classes as f64;
+        text += &format!(
+            "zero-shot: {:.1} % (chance {chance:.1} %), {classes} classes by name in {} templates\n",
+            100.0 * top1,
+            templates.len()
+        );
+    }
     text
 }

@@ -55,7 +55,7 @@ impl Views {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let recipe = self.choice.recipe()?;
         let threads = use_threads(self.threads)?;
-        let images = open_images(&recipe.data, &data_path(&recipe.data.path))?;
+        let images = open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))?;
         let (n, batch) = (images.train.len(), recipe.train.batch_size);
         ensure!(batch <= n, "train.batch_size = {batch} is larger than the data set of {n} images");
         match &self.tensors {

@@ -180,6 +180,39 @@ fn a_folder_that_is_mostly_broken_is_refused_under_either_policy() {
 }
 
 #[test]
+fn texts_that_images_lack_are_named_before_anything_is_written() {
+    let root = temporary();
+    let (data, out) = (images(&root, "photos", &[""], 10), root.path().join("run"));
+    let clip = |captions: &str| {
+        let mut command = xtask();
+        command
+            .args(["pretrain", "--method", "clip", "--threads", "1", "--data"])
+            .arg(&data)
+            .arg("--out")
+            .arg(&out);
+        let tiny = "augment.size=8 backbone.width=2 method.text_width=8 method.text_layers=1 train.batch_size=5 \
+            train.epochs=1 schedule.warmup_epochs=0";
+        command.args(tiny.split_whitespace().flat_map(|setting| ["--set", setting]));
+        command.args(["--set", &format!("text.captions={captions}")]);
+        command
+    };
+    fails(
+        clip("\"\""),
+        &["text.captions is empty and photos (image folder), 10 images, no labels has no classes"],
+    );
+    fails(clip("c.csv"), &["cannot read", "c.csv"]);
+    fs::write(data.join("c.csv"), "file_name,text\n00.png,a cat\n").unwrap();
+    fails(
+        clip("c.csv"),
+        &["c.csv cannot be used: 9 of 10 images have no caption in it; the first: \"01.png\""],
+    );
+    assert!(!out.exists());
+    let rows: String = (0..10).map(|i| format!("{i:02}.png,cat number {i}\n")).collect();
+    fs::write(data.join("c.csv"), format!("file_name,text\n{rows}")).unwrap();
+    assert!(succeeds(clip("c.csv")).contains("with captions"));
+}
+
+#[test]
 fn data_that_cannot_be_trained_on_is_refused_before_anything_is_written() {
     let root = temporary();
     let (empty, missing, out) =

@@ -1,8 +1,8 @@
 //! Decoded images that stay in memory, within a limit.
 
 use std::mem::size_of;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ssl_augment::Image;
 
@@ -51,7 +51,8 @@ impl<D: Dataset> Dataset for Cached<D> {
 
     fn get(&self, index: usize) -> Result<Sample> {
         if let Some(image) = self.slots.get(index).and_then(OnceLock::get) {
-            return Ok(Sample { image: image.clone(), label: self.label(index) });
+            let (image, label, caption) = (image.clone(), self.label(index), self.caption(index));
+            return Ok(Sample { image, label, caption });
         }
         let sample = self.dataset.get(index)?;
         self.keep(index, &sample.image);
@@ -60,6 +61,10 @@ impl<D: Dataset> Dataset for Cached<D> {
 
     fn label(&self, index: usize) -> Option<u32> {
         self.dataset.label(index)
+    }
+
+    fn caption(&self, index: usize) -> Option<Arc<str>> {
+        self.dataset.caption(index)
     }
 
     fn class_names(&self) -> &[String] {
@@ -103,6 +108,7 @@ mod tests {
                 0..5 => Ok(Sample {
                     image: Image::new(10, 10, vec![index as u8; 300])?,
                     label: self.label(index),
+                    caption: None,
                 }),
                 _ => Err(Error::Index { index, len: 5 }),
             }

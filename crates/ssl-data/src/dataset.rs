@@ -1,18 +1,21 @@
 //! The trait that every source of images implements.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use ssl_augment::Image;
 
 use crate::Result;
 
-/// One image and its label.
+/// One image with its label and its caption.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// The image, RGB, 8 bits a channel.
     pub image: Image,
     /// An index into [`Dataset::class_names`], or `None` where the data has no labels.
     pub label: Option<u32>,
+    /// What a person says of the image, or `None` where the data has no captions.
+    pub caption: Option<Arc<str>>,
 }
 
 /// An ordered collection of images that can be read in any order, from several threads.
@@ -36,13 +39,18 @@ pub trait Dataset: Send + Sync + Debug {
     /// The label at `index` without decoding the image; `None` without labels or beyond the end.
     fn label(&self, index: usize) -> Option<u32>;
 
+    /// The caption at `index` without decoding the image; `None` without captions or beyond the end.
+    fn caption(&self, _index: usize) -> Option<Arc<str>> {
+        None
+    }
+
     /// The names of the classes, in the order of the labels; empty without labels.
     fn class_names(&self) -> &[String];
 
     /// 16 hexadecimal digits that identify the data, for records of results and for checkpoints.
     ///
     /// The first 64 bits of a SHA-256: over the content for IDX and CIFAR, over the sorted relative paths and their
-    /// byte sizes for folders of images.
+    /// byte sizes for folders of images, with the captions if there are any.
     fn fingerprint(&self) -> String;
 
     /// One line for people, such as `fashion-mnist (IDX), 10000 images of 28x28, 10 classes`.

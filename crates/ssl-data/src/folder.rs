@@ -4,8 +4,10 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cached::Cached;
+use crate::captions::Captions;
 use crate::fingerprint::Fingerprint;
 use crate::{Dataset, Error, Limits, OpenOptions, Result, Sample, Splits, decode_file};
 
@@ -15,17 +17,24 @@ const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
 pub(crate) fn open(root: &Path, name: &str, options: &OpenOptions) -> Result<Splits> {
     let limits = &options.limits;
     let cached = |images| Box::new(Cached::new(images, options.cache_bytes));
+    let captions = options.captions.as_ref().map(|file| Captions::read(file, limits)).transpose()?;
+    let with_captions = |train: ImageFolder, split: &str, test: &[Vec<u8>]| match &captions {
+        Some(captions) => train.with_captions(captions, split, test),
+        None => Ok(train),
+    };
     let Some((train, test)) = find_splits(root)? else {
         let images = ImageFolder::open(root, name.to_owned(), limits)?;
-        return Ok(Splits { train: cached(images), test: None });
+        return Ok(Splits { train: cached(with_captions(images, "", &[])?), test: None });
     };
     let open_split = |split: &str| ImageFolder::open(&root.join(split), format!("{name}/{split}"), limits);
-    let train = open_split(train)?;
-    let test = match test {
-        Some(split) => Some(Box::new(open_split(split)?.with_classes_of(&train)?) as Box<dyn Dataset>),
+    let images = open_split(train)?;
+    let tested = match test {
+        Some(split) => Some((split, open_split(split)?.with_classes_of(&images)?)),
         None => None,
     };
-    Ok(Splits { train: cached(train), test })
+    let others = tested.as_ref().map(|(split, images)| images.keys(split)).unwrap_or_default();
+    let test = tested.map(|(_, images)| Box::new(images) as Box<dyn Dataset>);
+    Ok(Splits { train: cached(with_captions(images, train, &others)?), test })
 }
 
 /// The sub-folders for training and testing, if `root` is divided so.
@@ -55,6 +64,8 @@ struct ImageFolder {
     classes: Vec<OsString>,
     /// The same as text.
     class_names: Vec<String>,
+    /// One a file, or none at all.
+    captions: Vec<Arc<str>>,
     fingerprint: String,
     limits: Limits,
 }
@@ -85,6 +96,7 @@ impl ImageFolder {
             files,
             classes,
             class_names,
+            captions: Vec::new(),
             fingerprint,
             limits: limits.clone(),
         })
@@ -103,6 +115,21 @@ impl ImageFolder {
         self.class_names = train.class_names.clone();
         Ok(self)
     }
+
+    /// The paths as a file of captions has them, from the folder of all `split`s on.
+    fn keys(&self, split: &str) -> Vec<Vec<u8>> {
+        self.files.iter().map(|file| sort_key(&Path::new(split).join(file))).collect()
+    }
+
+    /// Gives every image its caption; those for `others` are passed over.
+    fn with_captions(mut self, captions: &Captions, split: &str, others: &[Vec<u8>]) -> Result<Self> {
+        self.captions = captions.of_images(&self.keys(split), others)?;
+        let mut fingerprint = Fingerprint::new("captions");
+        fingerprint.add(self.fingerprint.as_bytes());
+        self.captions.iter().for_each(|caption| fingerprint.add(caption.as_bytes()));
+        self.fingerprint = fingerprint.finish();
+        Ok(self)
+    }
 }
 
 impl Dataset for ImageFolder {
@@ -113,13 +140,17 @@ impl Dataset for ImageFolder {
     fn get(&self, index: usize) -> Result<Sample> {
         let file = self.files.get(index).ok_or(Error::Index { index, len: self.len() })?;
         let image = decode_file(&self.root.join(file), &self.limits)?;
-        Ok(Sample { image, label: self.label(index) })
+        Ok(Sample { image, label: self.label(index), caption: self.caption(index) })
     }
 
     fn label(&self, index: usize) -> Option<u32> {
         let class = self.files.get(index)?.iter().next()?;
         let label = self.classes.binary_search_by(|other| other.as_os_str().cmp(class)).ok()?;
         u32::try_from(label).ok()
+    }
+
+    fn caption(&self, index: usize) -> Option<Arc<str>> {
+        self.captions.get(index).cloned()
     }
 
     fn class_names(&self) -> &[String] {
@@ -135,7 +166,8 @@ impl Dataset for ImageFolder {
             0 => "no labels".to_owned(),
             n => format!("{n} classes"),
         };
-        format!("{} (image folder), {} images, {labels}", self.name, self.len())
+        let captions = if self.captions.is_empty() { "" } else { ", with captions" };
+        format!("{} (image folder), {} images, {labels}{captions}", self.name, self.len())
     }
 }
 

@@ -22,10 +22,12 @@
 #![doc = include_str!("../README.md")]
 
 mod cached;
+mod captions;
 mod cifar;
 mod class_names;
 mod dataset;
 mod decode;
+mod delimited;
 mod error;
 mod fingerprint;
 mod folder;
@@ -36,6 +38,7 @@ mod packed;
 mod tolerant;
 mod truncation;
 
+pub use captions::CaptionFile;
 pub use dataset::{Dataset, Sample, Splits};
 pub use decode::{Limits, decode_bytes, decode_file};
 pub use error::{Error, Result};

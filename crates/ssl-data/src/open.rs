@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::cifar::{self, CIFAR_10, CIFAR_100};
-use crate::{Error, Limits, Result, Splits, folder, idx};
+use crate::{CaptionFile, Error, Limits, Result, Splits, folder, idx};
 
 /// What [`open`] accepts, for error messages.
 pub(crate) const ACCEPTED: &str = "a folder with images (.jpg, .jpeg, .png, .webp, .bmp; at any depth, split into \
@@ -18,6 +18,8 @@ pub struct OpenOptions {
     /// Bytes of memory for decoded training images of a folder, which are then not decoded again; 0, the default, for
     /// none. IDX and CIFAR are in memory in any case. Images have the same values with and without it.
     pub cache_bytes: u64,
+    /// Captions of the images of a folder, one for each training image.
+    pub captions: Option<CaptionFile>,
 }
 
 /// Opens the data set in the folder at `path`.
@@ -39,7 +41,8 @@ pub struct OpenOptions {
 /// # Errors
 ///
 /// [`Error::Unrecognised`] for a path that does not exist, is no folder or holds nothing of the above,
-/// [`Error::Malformed`] for broken IDX and CIFAR files and for splits with different classes,
+/// [`Error::Malformed`] for broken IDX and CIFAR files, for splits with different classes, and for captions that do not
+/// fit the images or belong to no folder of images,
 /// [`Error::Io`] where the operating system refuses.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Splits> {
     if !path.exists() {
@@ -49,10 +52,16 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Splits> {
         return Err(Error::unrecognised(path, "is a file"));
     }
     let limits = &options.limits;
-    if idx::recognises(path) {
+    let cifar = [CIFAR_10, CIFAR_100].iter().find(|cifar| cifar.recognises(path));
+    let is_idx = idx::recognises(path);
+    if let Some(captions) = options.captions.as_ref().filter(|_| is_idx || cifar.is_some()) {
+        let reason = format!("{} holds no image files that it could name", path.display());
+        return Err(Error::malformed(&captions.path, reason));
+    }
+    if is_idx {
         return idx::open(path, &folder_name(path), limits);
     }
-    if let Some(cifar) = [CIFAR_10, CIFAR_100].iter().find(|cifar| cifar.recognises(path)) {
+    if let Some(cifar) = cifar {
         return cifar.open(path, limits);
     }
     if cifar::recognises_pickles(path) {

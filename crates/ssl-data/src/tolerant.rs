@@ -1,7 +1,7 @@
 //! What a broken file among many means.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Dataset, Error, Result, Sample};
 
@@ -19,7 +19,8 @@ pub enum OnError {
 ///
 /// Under [`OnError::Skip`] the next readable image stands in for a broken one, from the first after the last. That
 /// depends on nothing but the files, so a run sees the same images however many threads read them. [`Sample::label`]
-/// is then the label of the image that stands in, while [`Dataset::label`] still answers for the broken one.
+/// is then the label of the image that stands in, and [`Sample::caption`] its caption, while [`Dataset::label`] and
+/// [`Dataset::caption`] still answer for the broken one.
 #[derive(Debug)]
 pub struct Tolerant {
     dataset: Box<dyn Dataset>,
@@ -91,6 +92,10 @@ impl Dataset for Tolerant {
 
     fn label(&self, index: usize) -> Option<u32> {
         self.dataset.label(index)
+    }
+
+    fn caption(&self, index: usize) -> Option<Arc<str>> {
+        self.dataset.caption(index)
     }
 
     fn class_names(&self) -> &[String] {

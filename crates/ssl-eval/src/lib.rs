@@ -1,4 +1,5 @@
-//! How good frozen features are: weighted kNN, linear probe, and the raw-pixel baseline.
+//! How good frozen features are: weighted kNN, linear probe, and the raw-pixel baseline; and for encoders of images and
+//! texts, zero-shot classification.
 //!
 //! [`extract`] runs a backbone in eval mode over batches and caches its embeddings as [`Features`]; everything else
 //! works on those. All results are the same for every number of threads, and nothing here draws a random number.
@@ -28,6 +29,7 @@ mod objective;
 mod precondition;
 mod split;
 mod standardize;
+mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
 pub use crate::error::{Error, Result};
@@ -36,6 +38,7 @@ pub use crate::features::Features;
 pub use crate::knn::{KnnConfig, KnnPrediction, knn_accuracy, knn_predict};
 pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe};
 pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
+pub use crate::zero_shot::zero_shot_accuracy;
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -7,6 +7,7 @@ use ssl_nn::Params;
 
 use crate::barlow_twins::BarlowTwinsConfig;
 use crate::byol::ByolConfig;
+use crate::clip::ClipConfig;
 use crate::dino::DinoConfig;
 use crate::dinov2::DinoV2Config;
 use crate::ibot::IbotConfig;
@@ -47,6 +48,11 @@ pub(crate) trait Settings {
     /// Prefix of the tensors of [`Method::encoder`] in the store, with its dot.
     fn encoder_prefix(&self) -> &'static str {
         "backbone."
+    }
+
+    /// Whether every image needs a text.
+    fn needs_text(&self) -> bool {
+        false
     }
 }
 
@@ -123,6 +129,8 @@ methods! {
     "dinov2" => DinoV2(DinoV2Config) = DinoV2Config::default(),
     /// MSN.
     "msn" => Msn(MsnConfig) = MsnConfig::default(),
+    /// CLIP.
+    "clip" => Clip(ClipConfig) = ClipConfig::default(),
 }
 
 impl MethodConfig {
@@ -175,5 +183,10 @@ impl MethodConfig {
     /// Prefix of the tensors of [`Method::encoder`] in the store, with its dot.
     pub fn encoder_prefix(&self) -> &'static str {
         self.settings().encoder_prefix()
+    }
+
+    /// Whether every image needs a text ([`Batch::text`](crate::Batch::text)).
+    pub fn needs_text(&self) -> bool {
+        self.settings().needs_text()
     }
 }

@@ -6,8 +6,10 @@
 mod barlow_twins;
 mod byol;
 mod checks;
+mod clip;
 mod clusters;
 mod config;
+mod cosines;
 mod crops;
 mod dino;
 mod dino_head;
@@ -31,10 +33,12 @@ mod swav;
 mod teacher;
 #[cfg(test)]
 mod testing;
+mod text_tower;
 mod vicreg;
 
 pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig};
 pub use byol::{Byol, ByolConfig};
+pub use clip::{Clip, ClipConfig};
 pub use config::MethodConfig;
 pub use dino::{Dino, DinoConfig};
 pub use dinov2::DinoV2Config;
@@ -43,7 +47,7 @@ pub use mae::{Mae, MaeConfig};
 pub use masks::{
     BlockMask, MultiBlockMask, MultiBlocks, RandomMask, cell_mask, inverse_block_mask, mask_tensor,
 };
-pub use method::{Batch, Method, ParameterRule, StepContext, StepOutput};
+pub use method::{Batch, DualEncoder, Method, ParameterRule, StepContext, StepOutput};
 pub use moco::{Moco, MocoConfig};
 pub use moco_v3::{MocoV3, MocoV3Config};
 pub use msn::{Msn, MsnConfig};
@@ -54,4 +58,5 @@ pub use simclr::{SimClr, SimClrConfig};
 pub use simmim::{SimMim, SimMimConfig};
 pub use simsiam::{SimSiam, SimSiamConfig};
 pub use swav::{Swav, SwavConfig};
+pub use text_tower::{TextTower, TextTowerConfig};
 pub use vicreg::{VicReg, VicRegConfig};

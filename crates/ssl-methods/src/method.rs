@@ -13,6 +13,8 @@ pub struct Batch {
     pub views: Vec<Tensor>,
     /// Index of each of the `B` images in the data set.
     pub index: Vec<usize>,
+    /// The token ids of a text for each image, `(B, 77)` of type `U32`, for methods that compare images with texts.
+    pub text: Option<Tensor>,
 }
 
 /// Where in the run a forward pass is.
@@ -132,4 +134,24 @@ pub trait Method: Send + Sync {
 
     /// The network that is evaluated and exported.
     fn encoder(&self) -> &dyn Backbone;
+
+    /// The way of images and of texts into one space, if the method has one.
+    fn dual_encoder(&self) -> Option<&dyn DualEncoder> {
+        None
+    }
+}
+
+/// What puts images and texts into one space, where cosines compare them. In evaluation mode, without gradient.
+pub trait DualEncoder {
+    /// Embeddings of [`Method::encoder`], `(N, d)`, to that space, `(N, e)`.
+    ///
+    /// # Errors
+    /// If the shape does not fit.
+    fn project_images(&self, h: &Tensor) -> Result<Tensor>;
+
+    /// Token ids as in [`Batch::text`], `(N, 77)`, to that space, `(N, e)`.
+    ///
+    /// # Errors
+    /// If the shape does not fit or there is no such token.
+    fn embed_texts(&self, tokens: &Tensor) -> Result<Tensor>;
 }

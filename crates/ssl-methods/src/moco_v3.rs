@@ -16,11 +16,12 @@ use std::ops::RangeInclusive;
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig};
-use ssl_losses::{in_batch_info_nce, normalize};
+use ssl_losses::in_batch_info_nce;
 use ssl_nn::{Affine, DrawsAt, Mlp, MlpConfig, Params, Schedule, Scope};
 
 use crate::checks;
 use crate::config::Settings;
+use crate::cosines::cosines;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::teacher::{self, Teacher};
 
@@ -196,18 +197,10 @@ impl Method for MocoV3 {
     }
 }
 
-/// The mean cosines of queries with their own keys and with those of other images.
-fn cosines(q: &Tensor, k: &Tensor) -> Result<[Tensor; 2]> {
-    let n = q.dim(0)? as f64;
-    let (q, k) = (normalize(q)?, normalize(k)?);
-    let positives = (&q * &k)?.sum_all()?;
-    // The sum of all products is the product of the sums.
-    let all = (q.sum(0)? * k.sum(0)?)?.sum_all()?;
-    Ok([(&positives / n)?, ((all - positives)? / (n * (n - 1.0)))?])
-}
-
 #[cfg(test)]
 mod tests {
+    use ssl_losses::normalize;
+
     use super::*;
     use crate::testing::{CONTEXT, assert_gradients_reach, images, params, resnet};
 

@@ -272,6 +272,7 @@ mod tests {
             Ok(Batch {
                 views: vec![all.views[0].narrow(0, start, IMAGES / 2)?],
                 index: (start..start + IMAGES / 2).collect(),
+                text: None,
             })
         };
         method.pass(context, &mut [6, 0].into_iter().map(part))
@@ -285,8 +286,11 @@ mod tests {
         assert_gradients_reach(&method, &params, &batch, &[]);
         let order = [3usize, 0, 5, 1, 4, 2];
         let rows = Tensor::new(&order.map(|i| i as u32), params.device()).unwrap();
-        let permuted =
-            Batch { views: vec![batch.views[0].index_select(&rows, 0).unwrap()], index: order.to_vec() };
+        let permuted = Batch {
+            views: vec![batch.views[0].index_select(&rows, 0).unwrap()],
+            index: order.to_vec(),
+            text: None,
+        };
         let loss = |batch: &Batch| method.loss(batch, &CONTEXT).unwrap().loss.to_scalar::<f32>().unwrap();
         assert!((loss(&batch) - loss(&permuted)).abs() < 1e-5);
         // Other images have other labels.
@@ -331,7 +335,7 @@ mod tests {
         assert!(own.iter().any(|head| largest_share(head) > 6), "{own:?}");
         let halves = [0, 6].map(|start| {
             let view = images(1, IMAGES).views[0].narrow(0, start, 6).unwrap();
-            let batch = Batch { views: vec![view], index: (start..start + 6).collect() };
+            let batch = Batch { views: vec![view], index: (start..start + 6).collect(), text: None };
             let terms = method.loss(&batch, &CONTEXT).unwrap().terms;
             terms[0].1.to_scalar::<f64>().unwrap()
         });

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn wrong_views_and_settings_are_refused() {
         let (_, method) = tiny(&SimClrConfig::default());
-        let one = Batch { views: batch(3).views[..1].to_vec(), index: vec![0, 1, 2] };
+        let one = Batch { views: batch(3).views[..1].to_vec(), ..batch(3) };
         assert!(method.loss(&one, &CONTEXT).unwrap_err().to_string().contains("2 views, got 1"));
         let error = SimClrConfig { temperature: 0.0, ..Default::default() }.validate().unwrap_err();
         assert_eq!(error, "method.temperature = 0 is not in (0, 10]");

@@ -38,7 +38,7 @@ pub(crate) fn permuted(batch: &Batch) -> Batch {
     let rows: Vec<u32> = order.iter().map(|i| *i as u32).collect();
     let rows = Tensor::new(rows, &Device::Cpu).unwrap();
     let views = batch.views.iter().map(|view| view.index_select(&rows, 0).unwrap()).collect();
-    Batch { views, index: order.iter().map(|i| batch.index[*i]).collect() }
+    Batch { views, index: order.iter().map(|i| batch.index[*i]).collect(), text: None }
 }
 
 /// A batch of `views` views of 8 x 8 pixels of `n` images.
@@ -53,7 +53,7 @@ pub(crate) fn batch(sizes: &[usize], n: usize) -> Batch {
         let data: Vec<f32> = (0..n * 3 * size * size).map(pixel).collect();
         Tensor::from_vec(data, (n, 3, size, size), &Device::Cpu).unwrap()
     };
-    Batch { views: sizes.iter().enumerate().map(view).collect(), index: (0..n).collect() }
+    Batch { views: sizes.iter().enumerate().map(view).collect(), index: (0..n).collect(), text: None }
 }
 
 /// Asserts that a backward pass gives every trainable parameter a finite, non-zero gradient, except those whose names

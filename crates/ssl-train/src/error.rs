@@ -48,6 +48,9 @@ pub enum Error {
     /// The data cannot be used.
     #[error(transparent)]
     Data(#[from] ssl_data::Error),
+    /// A text cannot be turned into tokens.
+    #[error(transparent)]
+    Text(#[from] ssl_text::Error),
     /// A file of weights or a checkpoint cannot be read or written.
     #[error(transparent)]
     Weights(#[from] ssl_backbones::Error),

@@ -12,6 +12,7 @@ use ssl_nn::Params;
 use crate::error::{Error, Result};
 use crate::images::Images;
 use crate::recipe::Recipe;
+use crate::zero_shot::ZeroShot;
 
 /// Images of one forward pass.
 const BATCH: usize = 256;
@@ -83,6 +84,8 @@ pub struct Evaluation {
     pub encoder: Scores,
     /// The baselines.
     pub baselines: Baselines,
+    /// Classification by texts, of a method that knows texts.
+    pub zero_shot: Option<ZeroShot>,
     /// How all were measured.
     pub protocol: Protocol,
 }
@@ -91,7 +94,7 @@ impl Evaluation {
     /// The fields that `result.json` has of an evaluation.
     pub fn to_json(&self) -> Map<String, Value> {
         let pair = |s: &Scores| json!({ "knn": s.knn, "linear": s.linear });
-        let Self { encoder, baselines, protocol } = self;
+        let Self { encoder, baselines, zero_shot, protocol } = self;
         let fields = json!({
             "knn": { "top1": encoder.knn, "k": protocol.knn.k, "temperature": protocol.knn.temperature },
             "linear": { "top1": encoder.linear, "c": encoder.linear_c, "converged": encoder.linear_converged },
@@ -106,10 +109,12 @@ impl Evaluation {
                 "untrained_seed": protocol.seed,
             },
         });
-        match fields {
+        let mut fields = match fields {
             Value::Object(fields) => fields,
             _ => Map::new(),
-        }
+        };
+        fields.extend(zero_shot.as_ref().map(|zero_shot| ("zero_shot".to_owned(), zero_shot.to_json())));
+        fields
     }
 }
 
@@ -122,7 +127,19 @@ pub fn evaluate(
     protocol: &Protocol,
     images: &Images,
     device: &Device,
+    progress: impl FnMut(&str),
+) -> Result<Evaluation> {
+    judge(backbone, protocol, images, device, progress, |_| Ok(None))
+}
+
+/// [`evaluate`], and `zero_shot` of the encoder's embeddings of the test images.
+pub(crate) fn judge(
+    backbone: &dyn Backbone,
+    protocol: &Protocol,
+    images: &Images,
+    device: &Device,
     mut progress: impl FnMut(&str),
+    zero_shot: impl FnOnce(&Features) -> Result<Option<ZeroShot>>,
 ) -> Result<Evaluation> {
     let Some(test) = &images.test else {
         return Err(Error::Recipe(
@@ -144,14 +161,17 @@ pub fn evaluate(
         })
     };
     progress("features of the trained encoder");
-    let encoder = score(&embed(backbone, &images.train)?, &embed(backbone, test)?)?;
+    let test_features = embed(backbone, test)?;
+    let zero_shot = zero_shot(&test_features)?;
+    let encoder = score(&embed(backbone, &images.train)?, &test_features)?;
     progress("features of the untrained network");
     let params = Params::new(protocol.seed, DType::F32, device);
     let fresh = protocol.backbone.build(&params.root().pp("backbone"))?;
     let untrained = score(&embed(&*fresh, &images.train)?, &embed(&*fresh, test)?)?;
     progress("raw pixels");
     let pixels = score(&pixels(&images.train)?, &pixels(test)?)?;
-    Ok(Evaluation { encoder, baselines: Baselines { pixels, untrained }, protocol: protocol.clone() })
+    let baselines = Baselines { pixels, untrained };
+    Ok(Evaluation { encoder, baselines, zero_shot, protocol: protocol.clone() })
 }
 
 /// The images of `set` in order, resized, cropped and normalised.

@@ -8,6 +8,7 @@ use rand_core::RngCore;
 use ssl_data::{Dataset, OpenOptions, Sample, Tolerant, open};
 use ssl_nn::{Purpose, rng};
 
+use crate::captions::TextConfig;
 use crate::error::{Error, Result};
 use crate::recipe::DataConfig;
 
@@ -44,17 +45,18 @@ impl Images {
     }
 }
 
-/// Opens the images at `path`.
+/// Opens the images at `path`, with the captions that `text` names.
 ///
 /// If they have labels but no test split, the share `config.holdout` of every class is held out, chosen by index alone,
 /// so that every run on the same files holds out the same images.
 ///
 /// # Errors
 /// If there are no images at `path`, or a file that describes them is broken.
-pub fn open_images(config: &DataConfig, path: &Path) -> Result<Images> {
+pub fn open_images(config: &DataConfig, text: Option<&TextConfig>, path: &Path) -> Result<Images> {
     config.validate()?;
     let policy = config.policy()?;
-    let options = OpenOptions { cache_bytes: config.cache_mib << 20, ..OpenOptions::default() };
+    let captions = text.and_then(|text| text.caption_file(path));
+    let options = OpenOptions { cache_bytes: config.cache_mib << 20, captions, ..OpenOptions::default() };
     let splits = open(path, &options)?;
     let (description, fingerprint) = (splits.train.describe(), splits.train.fingerprint());
     let labelled =
@@ -119,6 +121,10 @@ impl Dataset for Subset {
 
     fn label(&self, index: usize) -> Option<u32> {
         self.all.label(*self.indices.get(index)?)
+    }
+
+    fn caption(&self, index: usize) -> Option<Arc<str>> {
+        self.all.caption(*self.indices.get(index)?)
     }
 
     fn class_names(&self) -> &[String] {

@@ -85,9 +85,10 @@ fn merge_below(reference: &mut Table, layer: Table, path: &str, known: &[String]
 }
 
 /// `items` with the types of `slot`. A list of numbers with a fraction is a point or a range, of fixed length; a list of
-/// whole numbers counts something and may have any length.
+/// whole numbers counts something and may have any length, as a list of texts.
 fn like(slot: &[Value], items: Vec<Value>, path: &str) -> Result<Vec<Value>> {
     let floats = slot.iter().any(Value::is_float);
+    let texts = slot.iter().any(Value::is_str);
     let shown = || Value::Array(items.clone());
     if floats && items.len() != slot.len() {
         let (found, wanted) = (items.len(), slot.len());
@@ -96,9 +97,14 @@ fn like(slot: &[Value], items: Vec<Value>, path: &str) -> Result<Vec<Value>> {
     let convert = |item: &Value| match item {
         Value::Integer(whole) if floats => Ok(Value::Float(*whole as f64)),
         Value::Float(_) if floats => Ok(item.clone()),
-        Value::Integer(0..) if !floats => Ok(item.clone()),
+        Value::String(_) if texts => Ok(item.clone()),
+        Value::Integer(0..) if !floats && !texts => Ok(item.clone()),
         _ => {
-            let wanted = if floats { "numbers" } else { "whole numbers from 0 on" };
+            let wanted = match (floats, texts) {
+                (true, _) => "numbers",
+                (_, true) => "texts",
+                _ => "whole numbers from 0 on",
+            };
             Err(Error::Recipe(format!("{path} = {} must hold {wanted}, got {item}", shown())))
         }
     };
@@ -202,7 +208,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_wrong_types_are_refused_by_name() {
-        let reference = "[optimizer]\nlr = 0.1\non = true\nsteps = 3\nrange = [0.5, 1.0]\nmarks = [1]";
+        let reference = "[optimizer]\nlr = 0.1\non = true\nsteps = 3\nrange = [0.5, 1.0]\nmarks = [1]\n\
+                         texts = [\"a\"]";
         for (layer, message) in [
             ("[optimzer]\nlr = 1.0", "recipe: unknown key `optimzer.lr`; did you mean `optimizer.lr`?"),
             ("[optimzer]", "recipe: unknown key `optimzer`"),
@@ -216,6 +223,7 @@ mod tests {
             ("[optimizer]\nsteps = -3", "optimizer.steps = -3 is not in 0..="),
             ("[optimizer]\nrange = [0]", "optimizer.range = [0] has 1 numbers, expected 2"),
             ("[optimizer]\nrange = [0, true]", "optimizer.range = [0, true] must hold numbers, got true"),
+            ("[optimizer]\ntexts = [\"b\", 1]", "optimizer.texts = [\"b\", 1] must hold texts, got 1"),
             ("[optimizer]\nmarks = [2, -1]", "must hold whole numbers from 0 on, got -1"),
         ] {
             let error = merged(reference, layer).unwrap_err().to_string();

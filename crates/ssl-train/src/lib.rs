@@ -3,6 +3,7 @@
 //! A [`Recipe`] decides everything that changes the result; a [`Session`] runs it in a folder and can be stopped at any
 //! step and resumed to the same bits; [`Observer`]s look on. [`evaluate`] judges the encoder against its baselines.
 
+mod captions;
 mod checkpoint;
 mod chunks;
 mod collapse;
@@ -22,7 +23,9 @@ mod schedule;
 mod session;
 mod trainer;
 mod update;
+mod zero_shot;
 
+pub use captions::TextConfig;
 pub use checkpoint::Checkpoint;
 pub use collapse::Spread;
 pub use error::{Error, Result};
@@ -38,3 +41,4 @@ pub use run_folder::RunFolder;
 pub use sampler::Sampler;
 pub use schedule::ScheduleConfig;
 pub use session::{Outcome, Session, peak_rss_bytes};
+pub use zero_shot::ZeroShot;

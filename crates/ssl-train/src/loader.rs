@@ -6,11 +6,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use candle_core::{Device, Tensor};
-use ssl_augment::{MultiView, Normalize};
+use ssl_augment::{Image, MultiView, Normalize};
 use ssl_data::{Dataset, Tolerant};
 use ssl_methods::Batch;
 use ssl_nn::{Purpose, Rng, rng};
+use ssl_text::ClipTokenizer;
 
+use crate::captions::Captions;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::sampler::Sampler;
@@ -20,8 +22,8 @@ const AHEAD: usize = 2;
 
 /// Yields the micro-batches of a run in order.
 ///
-/// Every view is a function of the seed, the epoch, the image and the number of the view, so neither the number of
-/// workers nor the first batch changes what a batch holds.
+/// Every view is a function of the seed, the epoch, the image and the number of the view, and so is the text of an image,
+/// so neither the number of workers nor the first batch changes what a batch holds.
 #[derive(Debug)]
 pub struct Loader {
     shared: Arc<Shared>,
@@ -75,8 +77,10 @@ impl Loader {
         threads: usize,
         device: &Device,
     ) -> Result<Self> {
+        let captions = recipe.text.as_ref().map(|text| Captions::new(text, images.class_names()));
         let maker = Arc::new(Maker {
             images,
+            captions: captions.transpose()?,
             views: recipe.augment.multi_view()?,
             normalize: recipe.augment.normalize()?,
             float: recipe.augment.is_float()?,
@@ -200,14 +204,18 @@ struct HostBatch {
     /// Pixels of each view, `(B, 3, S, S)`, and its size `S`.
     views: Vec<(Vec<f32>, usize)>,
     index: Vec<usize>,
+    /// Token ids, `(B, 77)`.
+    text: Option<Vec<u32>>,
 }
 
 impl HostBatch {
     fn into_batch(self, device: &Device) -> Result<Batch> {
         let n = self.index.len();
+        let text =
+            self.text.map(|ids| Tensor::from_vec(ids, (n, ClipTokenizer::CONTEXT), device)).transpose()?;
         let tensor = |(pixels, size)| Tensor::from_vec(pixels, (n, 3, size, size), device);
         let views = self.views.into_iter().map(tensor).collect::<candle_core::Result<_>>()?;
-        Ok(Batch { views, index: self.index })
+        Ok(Batch { views, index: self.index, text })
     }
 }
 
@@ -252,6 +260,7 @@ impl Plan {
 #[derive(Debug)]
 struct Maker {
     images: Arc<Tolerant>,
+    captions: Option<Captions>,
     views: MultiView,
     normalize: Normalize,
     float: bool,
@@ -264,25 +273,31 @@ impl Maker {
         let (index, purpose, time) = self.plan.batch(number, self.images.len());
         let (n, sizes) = (index.len(), self.views.sizes());
         let mut views: Vec<_> = sizes.iter().map(|size| (vec![0f32; n * 3 * size * size], *size)).collect();
+        let mut text = self.captions.as_ref().map(|_| Vec::new());
         for (row, image) in index.iter().enumerate() {
+            let sample = self.images.get(*image)?;
+            if let (Some(captions), Some(text)) = (&self.captions, &mut text) {
+                let pass = u32::from(purpose == Purpose::Pass);
+                let mut rng = rng(self.seed, Purpose::Caption, time, *image as u64, pass);
+                text.extend(captions.ids(&sample, &mut rng)?);
+            }
             let rng = |view: usize| rng(self.seed, purpose, time, *image as u64, view as u32);
-            self.write_views(*image, rng, row, &mut views)?;
+            self.write_views(&sample.image, rng, row, &mut views)?;
         }
-        Ok(HostBatch { views, index })
+        Ok(HostBatch { views, index, text })
     }
 
     fn write_views(
         &self,
-        index: usize,
+        image: &Image,
         rng: impl Fn(usize) -> Rng,
         row: usize,
         out: &mut [(Vec<f32>, usize)],
     ) -> Result<()> {
-        let image = self.images.get(index)?.image;
         if self.float {
             self.write_row(&self.views.views(&image.to_float(), rng), row, out)
         } else {
-            self.write_row(&self.views.views(&image, rng), row, out)
+            self.write_row(&self.views.views(image, rng), row, out)
         }
     }
 
@@ -330,7 +345,7 @@ mod tests {
         ];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let recipe = Recipe::load("simclr-cifar10", &settings).unwrap();
-        let images = open_images(&recipe.data, folder).unwrap().train;
+        let images = open_images(&recipe.data, None, folder).unwrap().train;
         let mut loader = Loader::new(&recipe, images, 0..6, threads, &Device::Cpu).unwrap();
         let (mut index, mut pixels) = (Vec::new(), Vec::new());
         while let Some(batch) = loader.next_batch() {
@@ -352,7 +367,7 @@ mod tests {
         let settings = [("augment.size", "16"), ("train.batch_size", "4")];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let recipe = Recipe::load("simclr-cifar10", &settings).unwrap();
-        let images = open_images(&recipe.data, folder.path()).unwrap().train;
+        let images = open_images(&recipe.data, None, folder.path()).unwrap().train;
         let pass = |step| {
             let mut loader = Loader::pass(&recipe, images.clone(), step, 2, &Device::Cpu).unwrap();
             std::iter::from_fn(move || loader.next_batch())

@@ -9,6 +9,7 @@ use ssl_data::OnError;
 use ssl_methods::MethodConfig;
 use toml::{Table, Value};
 
+use crate::captions::TextConfig;
 use crate::error::{Error, Result};
 use crate::gradients::ClipScope;
 use crate::layers;
@@ -58,6 +59,8 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("dino-cifar10", include_str!("../recipes/dino-cifar10.toml")),
     ("dino-imagenet", include_str!("../recipes/dino-imagenet.toml")),
     ("dino-imagenet-resnet50", include_str!("../recipes/dino-imagenet-resnet50.toml")),
+    ("clip-fashion-mnist", include_str!("../recipes/clip-fashion-mnist.toml")),
+    ("clip-image-text", include_str!("../recipes/clip-image-text.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
@@ -86,6 +89,9 @@ pub struct Recipe {
     pub seed: u64,
     /// The images.
     pub data: DataConfig,
+    /// The texts, for methods that compare images with texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextConfig>,
     /// How views are made.
     pub augment: AugmentConfig,
     /// The encoder.
@@ -310,6 +316,7 @@ impl Recipe {
             name: "unnamed".to_owned(),
             seed: 0,
             data: DataConfig::default(),
+            text: method.needs_text().then(TextConfig::default),
             augment: AugmentConfig {
                 preset: method.augmentation().to_owned(),
                 size: 224,
@@ -389,6 +396,7 @@ impl Recipe {
             self.schedule.validate(train.epochs),
             self.backbone.validate(),
             self.method.validate_backbone(&self.backbone),
+            self.text.as_ref().map_or(Ok(()), TextConfig::validate),
         ];
         for check in checks {
             check.map_err(Error::Recipe)?;
@@ -668,6 +676,29 @@ mod tests {
         }
         let error = parse(&[("backbone.vit.registers", "1")]).unwrap_err().to_string();
         assert!(error.contains("unknown key `backbone.vit"), "{error}");
+    }
+
+    #[test]
+    fn only_a_method_that_reads_texts_has_keys_for_them() {
+        let clip = |key: &str, value: &str| {
+            Recipe::load("clip-fashion-mnist", &[(key.to_owned(), value.to_owned())])
+        };
+        let recipe = clip("text.templates", "[\"one {}\", \"two {}s\"]").unwrap();
+        assert_eq!(recipe.text.as_ref().unwrap().templates, ["one {}", "two {}s"]);
+        assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), &[]).unwrap(), recipe);
+        for (key, value, part) in [
+            ("text.templates", "[\"{}\", \"a cat\"]", "text.templates[1] = \"a cat\" has no {}"),
+            ("text.templates", "[]", "text.templates is empty"),
+            ("text.templates", "[1]", "text.templates = [1] must hold texts, got 1"),
+            ("text.caption_column", "", "text.caption_column is empty"),
+            ("text.caption", "a.csv", "did you mean `text.captions`?"),
+            ("method.text_heads", "3", "method.text_heads = 3 does not divide"),
+        ] {
+            let error = clip(key, value).unwrap_err().to_string();
+            assert!(error.contains(part), "{key}={value}: {error}");
+        }
+        let error = parse(&[("text.captions", "a.csv")]).unwrap_err().to_string();
+        assert!(error.contains("unknown key `text.captions`"), "{error}");
     }
 
     #[test]

@@ -8,13 +8,14 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use ssl_data::Dataset;
+use ssl_eval::Features;
 use ssl_methods::StepContext;
 use ssl_nn::{Params, Schedule};
 
 use crate::checkpoint::Checkpoint;
 use crate::collapse::CollapseWatch;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Protocol, evaluate};
+use crate::evaluate::{Evaluation, Protocol, judge};
 use crate::export::export;
 use crate::images::{Images, open_images};
 use crate::loader::Loader;
@@ -24,6 +25,7 @@ use crate::recipe::Recipe;
 use crate::run_folder::{MetricsLog, RunFolder};
 use crate::sampler::Sampler;
 use crate::trainer::{Measured, Trainer};
+use crate::zero_shot::zero_shot;
 
 /// How a call of [`Session::train`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,8 +322,14 @@ impl Session {
         if !self.images.can_evaluate() {
             return Ok(None);
         }
-        let protocol = Protocol::of_recipe(&self.recipe);
-        evaluate(self.trainer.method.encoder(), &protocol, &self.images, &self.device, progress).map(Some)
+        let (method, protocol) = (&self.trainer.method, Protocol::of_recipe(&self.recipe));
+        let zero_shot = |test: &Features| match (method.dual_encoder(), &self.recipe.text) {
+            (Some(towers), Some(text)) => {
+                zero_shot(towers, text, self.images.class_names(), test, &self.device).map(Some)
+            }
+            _ => Ok(None),
+        };
+        judge(method.encoder(), &protocol, &self.images, &self.device, progress, zero_shot).map(Some)
     }
 
     /// Writes `result.json` and returns what it holds.
@@ -420,7 +428,10 @@ fn trainer(recipe: &Recipe, images: usize, device: &Device) -> Result<Trainer> {
 
 /// Opens the images and checks that the recipe can be run on them.
 fn usable_images(recipe: &Recipe, data: &Path) -> Result<Images> {
-    let images = open_images(&recipe.data, data)?;
+    let images = open_images(&recipe.data, recipe.text.as_ref(), data)?;
+    if let Some(text) = &recipe.text {
+        text.check(&images)?;
+    }
     let (n, batch) = (images.train.len(), recipe.train.batch_size);
     if batch > n {
         return Err(Error::Recipe(format!(

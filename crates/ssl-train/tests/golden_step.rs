@@ -223,7 +223,8 @@ impl Run {
         let images = views[0].dim(0).unwrap();
         let (params, mut method) = build(golden, images);
         let start = params.all().into_iter().map(|(name, var)| (name, to_f64(&var))).collect();
-        let batch = Batch { index: (0..images).collect(), views };
+        let text = golden.tensors.get("in.text").cloned();
+        let batch = Batch { index: (0..images).collect(), views, text };
         let trainable = params.trainable();
         let groups = reference.optimizer.groups(&trainable, |name| method.parameter_rule(name));
         let mut optimizer = Optimizer::with_groups(&reference.optimizer, &trainable, groups).unwrap();

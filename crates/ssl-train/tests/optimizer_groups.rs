@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use ssl_methods::ParameterRule;
 use ssl_train::{Gradients, LarsConfig, Optimizer, OptimizerConfig, Rates};
 
@@ -150,4 +150,17 @@ fn a_parameter_that_is_frozen_at_first_moves_as_one_that_begins_then() {
         let error = other.load_state(&negative).unwrap_err().to_string();
         assert!(error.contains("`step.head.bias` is negative"), "{error}");
     }
+}
+
+#[test]
+fn a_scalar_such_as_the_scale_of_clip_does_not_decay() {
+    let Some(OptimizerConfig::AdamW(config)) = OptimizerConfig::named("adamw") else { panic!("no adamw") };
+    let config = OptimizerConfig::AdamW(ssl_train::AdamConfig { weight_decay: 0.2, ..config });
+    let var =
+        |shape: &[usize]| Var::from_tensor(&Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap()).unwrap();
+    let params = [("logit_scale".to_owned(), var(&[])), ("text_projection".to_owned(), var(&[2, 2]))];
+    let groups = config.groups(&params, |_| ParameterRule::default());
+    let decay_of =
+        |name: &str| groups.iter().find(|g| g.members.iter().any(|m| m == name)).unwrap().weight_decay;
+    assert_eq!((decay_of("logit_scale"), decay_of("text_projection")), (0.0, 0.2));
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`augment`]: pixels in, pixels out: transforms, views, presets.
 //! - [`data`]: images from folders, IDX files and CIFAR batches.
+//! - [`text`]: texts as token ids.
 //! - [`nn`]: layers that train, and the store of parameters.
 //! - [`losses`]: pure functions of tensors.
 //! - [`backbones`]: networks, and their weights in and out.
@@ -26,5 +27,7 @@ pub use ssl_losses as losses;
 pub use ssl_methods as methods;
 #[cfg(feature = "nn")]
 pub use ssl_nn as nn;
+#[cfg(feature = "text")]
+pub use ssl_text as text;
 #[cfg(feature = "train")]
 pub use ssl_train as train;

@@ -94,7 +94,7 @@ impl Step {
         let mut optimizer = Optimizer::new(&adamw, &trainable)?;
         let shape = (self.batch, 3, self.size, self.size);
         let views = vec![noise(0, shape)?, noise(1, shape)?];
-        let batch = Batch { views, index: (0..self.batch).collect() };
+        let batch = Batch { views, index: (0..self.batch).collect(), text: None };
         let context = StepContext { step: 0, total_steps: 1, steps_per_epoch: 1, part: 0, seed: 0 };
         time(2, 3, || {
             let output = method.loss(&batch, &context)?;

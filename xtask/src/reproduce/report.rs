@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use ssl_vision::backbones::write_atomically;
+use ssl_vision::methods::MethodConfig;
 
 use super::rows::{Pair, Row};
 
@@ -80,6 +81,12 @@ fn section(part: &Part<'_>) -> String {
         100.0 * error,
         part.title
     );
+    let methods: BTreeSet<&str> = part.rows.iter().map(|row| row.method.as_str()).collect();
+    for name in methods {
+        if MethodConfig::named(name).is_some_and(|method| method.needs_text()) {
+            text += &format!("{name} does have labels: the names of the classes are its texts.\n");
+        }
+    }
     text += &format!(
         "kNN: k = {}, T = {}, cosine; linear probe: logistic regression on frozen, standardised features.\n",
         first.knn_k, first.knn_temperature

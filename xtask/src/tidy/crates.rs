@@ -13,17 +13,22 @@ use crate::ci::metadata;
 /// Which crate of the workspace may depend on which. A new edge is a decision: change docs/architecture.md with it.
 const EDGES: &[(&str, &[&str])] = &[
     ("ssl-augment", &[]),
+    ("ssl-text", &[]),
     ("ssl-nn", &[]),
     ("ssl-losses", &[]),
     ("ssl-data", &["ssl-augment"]),
     ("ssl-backbones", &["ssl-nn"]),
     ("ssl-eval", &["ssl-backbones"]),
     ("ssl-methods", &["ssl-losses", "ssl-backbones", "ssl-nn"]),
-    ("ssl-train", &["ssl-data", "ssl-augment", "ssl-methods", "ssl-backbones", "ssl-nn", "ssl-eval"]),
+    (
+        "ssl-train",
+        &["ssl-data", "ssl-augment", "ssl-text", "ssl-methods", "ssl-backbones", "ssl-nn", "ssl-eval"],
+    ),
     (
         "ssl-vision",
         &[
             "ssl-augment",
+            "ssl-text",
             "ssl-nn",
             "ssl-losses",
             "ssl-data",

@@ -2,6 +2,8 @@
 
 // Add a test of a single image file to `decode`, of a hostile one to `hostile`, of a format of data sets to its module.
 #[cfg(test)]
+mod captions;
+#[cfg(test)]
 mod cifar;
 #[cfg(test)]
 mod decode;
