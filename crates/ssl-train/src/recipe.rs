@@ -61,6 +61,12 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("dino-imagenet-resnet50", include_str!("../recipes/dino-imagenet-resnet50.toml")),
     ("clip-fashion-mnist", include_str!("../recipes/clip-fashion-mnist.toml")),
     ("clip-image-text", include_str!("../recipes/clip-image-text.toml")),
+    ("ibot-fashion-mnist", include_str!("../recipes/ibot-fashion-mnist.toml")),
+    ("ibot-imagenet", include_str!("../recipes/ibot-imagenet.toml")),
+    ("dinov2-fashion-mnist", include_str!("../recipes/dinov2-fashion-mnist.toml")),
+    ("dinov2-imagenet", include_str!("../recipes/dinov2-imagenet.toml")),
+    ("msn-fashion-mnist", include_str!("../recipes/msn-fashion-mnist.toml")),
+    ("msn-imagenet", include_str!("../recipes/msn-imagenet.toml")),
 ];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
