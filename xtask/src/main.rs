@@ -7,10 +7,12 @@ mod bench;
 mod choice;
 mod ci;
 mod encoder;
+mod inspect;
 mod kill;
 mod licences;
 mod machine;
 mod parity;
+mod picture;
 mod pretrain;
 mod progress;
 mod reproduce;
@@ -40,6 +42,7 @@ struct Cli {
 enum Command {
     Pretrain(pretrain::Pretrain),
     Views(views::Views),
+    Inspect(inspect::Inspect),
     Eval(encoder::Eval),
     Export(encoder::Export),
     /// Compare losses, networks, optimisers, augmentations and evaluations with reference values.
@@ -88,6 +91,7 @@ fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Pretrain(command) => command.run(),
         Command::Views(command) => command.run(),
+        Command::Inspect(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Parity { golden, json } => {

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::Args;
-use image::RgbImage;
 use ssl_vision::augment::ResizeCenterCrop;
 use ssl_vision::backbones::TensorFile;
 use ssl_vision::data::Dataset;
@@ -15,13 +14,8 @@ use ssl_vision::methods::Batch;
 use ssl_vision::train::{Images, Loader, Recipe, Sampler, open_images};
 
 use crate::choice::Choice;
+use crate::picture::{Tiles, to_pixels};
 use crate::{data_path, use_threads};
-
-/// Pixels between the tiles of the picture.
-const GAP: usize = 2;
-
-/// Pixels that the side of a tile should have on a screen.
-const LEGIBLE: usize = 96;
 
 /// Look at the augmented views of a recipe before training on them: one picture, an image a row, at the left the image
 /// itself and beside it its views.
@@ -77,50 +71,19 @@ impl Views {
         let originals = ResizeCenterCrop::evaluation(recipe.augment.size)?;
         let sizes = recipe.augment.multi_view()?.sizes();
         let tile = recipe.augment.size.max(sizes.iter().copied().max().unwrap_or(0));
-        let side = |tiles: usize| (tiles * (tile + GAP) + GAP) as u32;
-        let mut picture =
-            RgbImage::from_pixel(side(1 + sizes.len()), side(self.images), image::Rgb([255; 3]));
+        let mut tiles = Tiles::new(self.images, 1 + sizes.len(), tile);
         for (row, index) in batch.index.iter().take(self.images).enumerate() {
             let own = originals.crop(&images.train.get(*index)?.image);
-            put(&mut picture, (row, 0), tile, own.width(), |x, y| own.pixels()[y * own.width() + x]);
+            tiles.put((row, 0), own.width(), |x, y| own.pixels()[y * own.width() + x]);
             for (column, view) in batch.views.iter().enumerate() {
                 let size = sizes[column];
-                let pixels = to_pixels(recipe, &view.get(row)?)?;
-                put(&mut picture, (row, column + 1), tile, size, |x, y| {
-                    [0, 1, 2].map(|channel| pixels[(channel * size + y) * size + x])
-                });
+                let pixels = to_pixels(&recipe.augment.normalize()?, &view.get(row)?)?;
+                tiles.put((row, column + 1), size, |x, y| pixels[y * size + x]);
             }
         }
-        // Small views are enlarged without smoothing, so that their pixels can be seen.
-        let scale = (LEGIBLE / tile).max(1) as u32;
-        let size = (scale * picture.width(), scale * picture.height());
-        let picture = image::imageops::resize(&picture, size.0, size.1, image::imageops::FilterType::Nearest);
-        picture.save(&self.out).with_context(|| format!("cannot write {}", self.out.display()))?;
+        tiles.save(&self.out)?;
         println!("{}: {} images, each with {} views", self.out.display(), self.images, sizes.len());
         Ok(())
-    }
-}
-
-/// The bytes of a normalised view, channel by channel.
-fn to_pixels(recipe: &Recipe, view: &Tensor) -> anyhow::Result<Vec<u8>> {
-    let channel = |values: &[f64]| Tensor::new(values, &Device::Cpu)?.reshape((3, 1, 1));
-    let view = view.to_dtype(DType::F64)?.broadcast_mul(&channel(&recipe.augment.std)?)?;
-    let view = (view.broadcast_add(&channel(&recipe.augment.mean)?)? * 255.0)?;
-    Ok(view.flatten_all()?.to_vec1::<f64>()?.into_iter().map(|v| v.round().clamp(0.0, 255.0) as u8).collect())
-}
-
-/// Puts a square of `size` pixels in the middle of a tile.
-fn put(
-    picture: &mut RgbImage,
-    (row, column): (usize, usize),
-    tile: usize,
-    size: usize,
-    pixel: impl Fn(usize, usize) -> [u8; 3],
-) {
-    let start = |place: usize| GAP + place * (tile + GAP) + (tile - size) / 2;
-    for (y, x) in (0..size).flat_map(|y| (0..size).map(move |x| (y, x))) {
-        let (left, top) = (start(column) + x, start(row) + y);
-        picture.put_pixel(left as u32, top as u32, image::Rgb(pixel(x, y)));
     }
 }
 

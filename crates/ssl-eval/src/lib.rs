@@ -27,6 +27,7 @@ mod linear_probe;
 mod logistic_regression;
 mod objective;
 mod precondition;
+mod principal;
 mod split;
 mod standardize;
 mod zero_shot;
@@ -38,6 +39,7 @@ pub use crate::features::Features;
 pub use crate::knn::{KnnConfig, KnnPrediction, knn_accuracy, knn_predict};
 pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe};
 pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
+pub use crate::principal::principal_components;
 pub use crate::zero_shot::zero_shot_accuracy;
 
 #[doc = include_str!("../README.md")]

@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::dino_head::DinoHeadConfig;
 use crate::ibot::{Ibot, LayerRates, Masks, Parts, Targets};
 use crate::method::Method;
+use crate::reconstruction::{vision_transformer, with_class_token};
 use crate::teacher::TeacherTemperature;
 
 /// Settings of DINOv2; the defaults are the paper's for ViT-L.
@@ -152,6 +153,10 @@ impl Settings for DinoV2Config {
         checks::number("layer_decay", self.layer_decay, 0.01..=1.0)?;
         checks::number("patch_embed_lr_factor", self.patch_embed_lr_factor, 0.0..=10.0)?;
         self.parts().validate()
+    }
+
+    fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
+        with_class_token(&vision_transformer(backbone)?)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

@@ -24,6 +24,7 @@ use crate::crops::Crops;
 use crate::dino_head::{DinoHead, DinoHeadConfig};
 use crate::masks::{BlockMask, mask_tensor, uniform};
 use crate::method::{Batch, Method, ParameterRule, StepContext, StepOutput};
+use crate::reconstruction::{vision_transformer, with_class_token};
 use crate::teacher::{self, Teacher, TeacherTemperature};
 
 /// Settings of iBOT; the defaults are the paper's for ViT-S/16.
@@ -129,6 +130,10 @@ impl Settings for IbotConfig {
     fn validate(&self) -> std::result::Result<(), String> {
         checks::number("center_momentum", self.center_momentum, 0.0..=1.0)?;
         self.parts().validate()
+    }
+
+    fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
+        with_class_token(&vision_transformer(backbone)?)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -295,8 +300,8 @@ impl std::fmt::Debug for Ibot {
 impl Network {
     fn new(parts: &Parts, backbone: &BackboneConfig, scope: &Scope) -> Result<Self> {
         let config = backbone.vision_transformer()?;
-        if !config.options.class_token {
-            bail!("backbone.vit.class_token = false, but class tokens are compared");
+        if let Err(reason) = with_class_token(&config) {
+            bail!("{reason}");
         }
         let vit = config.build(&scope.pp("backbone"))?;
         let head = DinoHead::new(config.dim, parts.head, &scope.pp("head"))?;

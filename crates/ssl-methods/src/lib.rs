@@ -47,7 +47,7 @@ pub use mae::{Mae, MaeConfig};
 pub use masks::{
     BlockMask, MultiBlockMask, MultiBlocks, RandomMask, cell_mask, inverse_block_mask, mask_tensor,
 };
-pub use method::{Batch, DualEncoder, Method, ParameterRule, StepContext, StepOutput};
+pub use method::{Batch, DualEncoder, Method, ParameterRule, Reconstruction, StepContext, StepOutput};
 pub use moco::{Moco, MocoConfig};
 pub use moco_v3::{MocoV3, MocoV3Config};
 pub use msn::{Msn, MsnConfig};

@@ -12,16 +12,16 @@
 
 use std::ops::RangeInclusive;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig, MaeDecoder, MaeDecoderConfig, Vit, VitPass};
-use ssl_losses::{mae, normalize_patches, patchify};
-use ssl_nn::Params;
+use ssl_losses::{mae, normalize_patches, patchify, unpatchify};
+use ssl_nn::{DrawsAt, Params};
 
 use crate::checks;
 use crate::config::Settings;
 use crate::masks::{RandomMask, mask_tensor};
-use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
 use crate::reconstruction::{gain, mean_of_hidden, vision_transformer, without_relative_positions};
 
 /// Settings of MAE; the defaults are the paper's for ImageNet.
@@ -111,12 +111,20 @@ impl Mae {
     }
 }
 
-impl Method for Mae {
-    fn num_views(&self) -> RangeInclusive<usize> {
-        1..=1
-    }
+/// What the network makes of a batch.
+struct Pass {
+    /// Tokens of the visible patches after the last norm, class token and registers first, `(B, prefix + K, d)`.
+    h: Tensor,
+    /// `(B, N, 3 p²)`.
+    prediction: Tensor,
+    /// `(B, N, 3 p²)`, before a normalisation.
+    pixels: Tensor,
+    /// `(B, N)`, 1 where a patch is hidden.
+    mask: Tensor,
+}
 
-    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
+impl Mae {
+    fn pass(&self, batch: &Batch, context: &StepContext, draws: Option<DrawsAt>) -> Result<Pass> {
         let [x] = &batch.views[..] else { bail!("mae needs 1 view, got {}", batch.views.len()) };
         let vit = self.encoder.config();
         let draw = |image: &usize| {
@@ -129,15 +137,23 @@ impl Method for Mae {
         let visible = numbers(|mask| mask.visible().to_vec())?; // (B, K)
         let restore = numbers(RandomMask::restore)?; // (B, N)
         let mask = mask_tensor(&masks.iter().map(RandomMask::flags).collect::<Vec<_>>(), x.device())?;
-
-        let pass = VitPass { draws: context.draws(0), ..VitPass::default() };
+        let pass = VitPass { draws, ..VitPass::default() };
         let h = self.encoder.run(&self.encoder.embed_visible(x, &visible)?, &pass)?;
-        let h = self.encoder.norm(&h)?; // (B, prefix + K, d)
-        let prediction = self.decoder.forward(&h, &restore)?; // (B, N, 3 p²)
-        let pixels = patchify(x, vit.patch_size)?;
+        let h = self.encoder.norm(&h)?;
+        let prediction = self.decoder.forward(&h, &restore)?;
+        Ok(Pass { h, prediction, pixels: patchify(x, vit.patch_size)?, mask })
+    }
+}
+
+impl Method for Mae {
+    fn num_views(&self) -> RangeInclusive<usize> {
+        1..=1
+    }
+
+    fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
+        let Pass { h, prediction, pixels, mask } = self.pass(batch, context, context.draws(0))?;
         let target = if self.config.normalize_pixels { normalize_patches(&pixels)? } else { pixels };
         let loss = mae(&prediction, &target, &mask)?;
-
         let of_mean = mae(&mean_of_hidden(&target, &mask)?, &target, &mask)?;
         let patches = self.encoder.split(&h)?.patches;
         Ok(StepOutput {
@@ -148,9 +164,30 @@ impl Method for Mae {
         })
     }
 
+    /// With pixels that were normalised for the loss, a hidden patch gets its own mean and deviation back, which the
+    /// network does not know.
+    fn reconstruct(&self, batch: &Batch, context: &StepContext) -> Result<Option<Reconstruction>> {
+        let Pass { prediction, pixels, mask, .. } = self.pass(batch, context, None)?;
+        let prediction = match self.config.normalize_pixels {
+            true => denormalized(&prediction, &pixels)?,
+            false => prediction,
+        };
+        let hidden = mask.unsqueeze(2)?.broadcast_as(pixels.shape())?;
+        let (vit, completed) = (self.encoder.config(), hidden.where_cond(&prediction, &pixels)?);
+        let images = unpatchify(&completed, vit.patch_size, (vit.grid(), vit.grid()))?;
+        Ok(Some(Reconstruction { images: images.detach(), mask }))
+    }
+
     fn encoder(&self) -> &dyn Backbone {
         &self.encoder
     }
+}
+
+/// The way back from [`normalize_patches`] of `pixels`.
+fn denormalized(patches: &Tensor, pixels: &Tensor) -> Result<Tensor> {
+    let mean = pixels.mean_keepdim(D::Minus1)?;
+    let deviation = (pixels.var_keepdim(D::Minus1)? + 1e-6)?.sqrt()?;
+    patches.broadcast_mul(&deviation)?.broadcast_add(&mean)
 }
 
 #[cfg(test)]
@@ -191,6 +228,21 @@ mod tests {
             let method = Mae::new(&TINY, &vit(options), &params).unwrap();
             assert_gradients_reach(&method, &params, &images(1, 3), &[]);
         }
+    }
+
+    #[test]
+    fn a_reconstruction_keeps_visible_patches_and_gives_normalised_ones_their_scale_back() {
+        let (method, batch) = (tiny(&params()), images(1, 3));
+        let Reconstruction { images, mask } = method.reconstruct(&batch, &CONTEXT).unwrap().unwrap();
+        let rows = |x: &Tensor| patchify(x, 2).unwrap().flatten(0, 1).unwrap().to_vec2::<f32>().unwrap();
+        let hidden = mask.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        for ((ours, own), hidden) in rows(&images).into_iter().zip(rows(&batch.views[0])).zip(hidden) {
+            assert_eq!(ours != own, hidden == 1, "{ours:?} {own:?}");
+        }
+        let pixels = patchify(&batch.views[0], 2).unwrap();
+        let back = denormalized(&normalize_patches(&pixels).unwrap(), &pixels).unwrap();
+        let error = (back - pixels).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(error < 1e-5, "{error}");
     }
 
     #[test]

@@ -69,6 +69,15 @@ pub struct StepOutput {
     pub memory: Vec<Tensor>,
 }
 
+/// Images as a method sees and completes them.
+#[derive(Clone, Debug)]
+pub struct Reconstruction {
+    /// The images `(B, 3, H, W)`, normalised as they came, with what the method predicts where patches were hidden.
+    pub images: Tensor,
+    /// `(B, N)` of type `U8`, patches row by row: 1 where one was hidden.
+    pub mask: Tensor,
+}
+
 /// What the optimiser has to know of a parameter beyond its shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ParameterRule {
@@ -125,6 +134,14 @@ pub trait Method: Send + Sync {
         _batches: &mut dyn Iterator<Item = Result<Batch>>,
     ) -> Result<()> {
         Ok(())
+    }
+
+    /// Hides patches of the batch as in training and predicts their pixels; `None` for methods that predict no pixels.
+    ///
+    /// # Errors
+    /// As [`Method::loss`].
+    fn reconstruct(&self, _batch: &Batch, _context: &StepContext) -> Result<Option<Reconstruction>> {
+        Ok(None)
     }
 
     /// How the optimiser treats the parameter `name`.

@@ -24,6 +24,7 @@ use crate::config::Settings;
 use crate::crops::Crops;
 use crate::masks::RandomMask;
 use crate::method::{Batch, Method, ParameterRule, StepContext, StepOutput};
+use crate::reconstruction::{vision_transformer, with_class_token};
 use crate::teacher::{self, Teacher};
 
 /// Settings of MSN; the defaults are the official ones of ViT-S/16.
@@ -94,6 +95,10 @@ impl Settings for MsnConfig {
         checks::number("momentum_stretch", self.momentum_stretch, 1.0..=100.0)
     }
 
+    fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
+        with_class_token(&vision_transformer(backbone)?)
+    }
+
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
         Ok(Box::new(Msn::new(self, backbone, params)?))
     }
@@ -132,8 +137,8 @@ impl std::fmt::Debug for Msn {
 impl Network {
     fn new(config: &MsnConfig, backbone: &BackboneConfig, scope: &Scope) -> Result<Self> {
         let network = backbone.vision_transformer()?;
-        if !network.options.class_token {
-            bail!("backbone.vit.class_token = false, but class tokens are compared");
+        if let Err(reason) = with_class_token(&network) {
+            bail!("{reason}");
         }
         let vit = network.build(&scope.pp("backbone"))?;
         let mut dims = vec![config.projector_hidden; config.projector_layers + 1];

@@ -19,6 +19,14 @@ pub(crate) fn without_relative_positions(vit: &VitConfig) -> std::result::Result
     }
 }
 
+/// A network whose class token can be compared.
+pub(crate) fn with_class_token(vit: &VitConfig) -> std::result::Result<(), String> {
+    match vit.options.class_token {
+        true => Ok(()),
+        false => Err("backbone.vit.class_token = false, but the method compares class tokens".to_owned()),
+    }
+}
+
 /// The mean `(1, 1, P)` of the hidden ones of patches `(B, N, P)`, repeated in their shape; `mask` is `(B, N)`, 1 where a
 /// patch is hidden.
 pub(crate) fn mean_of_hidden(patches: &Tensor, mask: &Tensor) -> Result<Tensor> {

@@ -14,12 +14,12 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig, MaskedPatches, Vit, VitPass};
 use ssl_losses::{patchify, simmim, unpatchify};
-use ssl_nn::{Init, Linear, LinearConfig, Params};
+use ssl_nn::{DrawsAt, Init, Linear, LinearConfig, Params};
 
 use crate::checks;
 use crate::config::Settings;
 use crate::masks::{cell_mask, mask_tensor};
-use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
 use crate::reconstruction::{gain, mean_of_hidden, mean_of_visible, vision_transformer};
 
 /// Settings of SimMIM; the defaults are the paper's for ImageNet.
@@ -98,27 +98,44 @@ impl SimMim {
     }
 }
 
+/// What the network makes of a batch.
+struct Pass {
+    /// The patches' tokens after the last norm, `(B, N, d)`.
+    h: Tensor,
+    /// `(B, 3, H, W)`.
+    prediction: Tensor,
+    /// `(B, N)`, 1 where a patch is hidden.
+    mask: Tensor,
+}
+
+impl SimMim {
+    fn pass(&self, batch: &Batch, context: &StepContext, draws: Option<DrawsAt>) -> Result<Pass> {
+        let [x] = &batch.views[..] else { bail!("simmim needs 1 view, got {}", batch.views.len()) };
+        let vit = self.encoder.config();
+        let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
+        let SimMimConfig { mask_ratio, mask_cell } = self.config;
+        let draw = |image: &usize| cell_mask(&mut context.masks(*image, 0), grid, mask_cell / p, mask_ratio);
+        let mask = mask_tensor(&batch.index.iter().map(draw).collect::<Result<Vec<_>>>()?, x.device())?;
+        let masked = MaskedPatches { mask: &mask, token: &self.mask_token };
+        let pass = VitPass { draws, ..VitPass::default() };
+        let h = self.encoder.run(&self.encoder.embed(x, Some(masked))?, &pass)?;
+        let h = self.encoder.split(&self.encoder.norm(&h)?)?.patches;
+        let prediction = shuffled(&self.decoder.forward(&h.contiguous()?)?, p, grid)?;
+        Ok(Pass { h, prediction, mask })
+    }
+}
+
 impl Method for SimMim {
     fn num_views(&self) -> RangeInclusive<usize> {
         1..=1
     }
 
     fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
-        let [x] = &batch.views[..] else { bail!("simmim needs 1 view, got {}", batch.views.len()) };
-        let vit = self.encoder.config();
+        let Pass { h, prediction, mask } = self.pass(batch, context, context.draws(0))?;
+        let (x, vit) = (&batch.views[0], self.encoder.config());
         let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
-        let SimMimConfig { mask_ratio, mask_cell } = self.config;
-        let draw = |image: &usize| cell_mask(&mut context.masks(*image, 0), grid, mask_cell / p, mask_ratio);
-        let mask = mask_tensor(&batch.index.iter().map(draw).collect::<Result<Vec<_>>>()?, x.device())?; // (B, N)
-
-        let masked = MaskedPatches { mask: &mask, token: &self.mask_token };
-        let pass = VitPass { draws: context.draws(0), ..VitPass::default() };
-        let h = self.encoder.run(&self.encoder.embed(x, Some(masked))?, &pass)?;
-        let h = self.encoder.split(&self.encoder.norm(&h)?)?.patches; // (B, N, d)
-        let prediction = shuffled(&self.decoder.forward(&h.contiguous()?)?, p, grid)?; // (B, 3, H, W)
         let of_cells = mask.reshape(((), grid.0, grid.1))?;
         let loss = simmim(&prediction, x, &of_cells)?;
-
         let mean = unpatchify(&mean_of_hidden(&patchify(x, p)?, &mask)?, p, grid)?;
         Ok(StepOutput {
             terms: vec![("reconstruction_gain", gain(&loss, &simmim(&mean, x, &of_cells)?)?)],
@@ -126,6 +143,17 @@ impl Method for SimMim {
             embeddings: vec![mean_of_visible(&h, &mask)?],
             memory: vec![],
         })
+    }
+
+    fn reconstruct(&self, batch: &Batch, context: &StepContext) -> Result<Option<Reconstruction>> {
+        let Pass { prediction, mask, .. } = self.pass(batch, context, None)?;
+        let vit = self.encoder.config();
+        let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
+        let [prediction, pixels] = [&prediction, &batch.views[0]].map(|images| patchify(images, p));
+        let (prediction, pixels) = (prediction?, pixels?);
+        let hidden = mask.unsqueeze(2)?.broadcast_as(pixels.shape())?;
+        let images = unpatchify(&hidden.where_cond(&prediction, &pixels)?, p, grid)?;
+        Ok(Some(Reconstruction { images: images.detach(), mask }))
     }
 
     fn encoder(&self) -> &dyn Backbone {
@@ -157,6 +185,17 @@ mod tests {
 
     fn loss(method: &SimMim, batch: &Batch, step: usize) -> f32 {
         method.loss(batch, &StepContext { step, ..CONTEXT }).unwrap().loss.to_scalar().unwrap()
+    }
+
+    #[test]
+    fn a_reconstruction_keeps_visible_patches() {
+        let (method, batch) = (tiny(&params()), images(1, 3));
+        let Reconstruction { images, mask } = method.reconstruct(&batch, &CONTEXT).unwrap().unwrap();
+        let rows = |x: &Tensor| patchify(x, 2).unwrap().flatten(0, 1).unwrap().to_vec2::<f32>().unwrap();
+        let hidden = mask.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        for ((ours, own), hidden) in rows(&images).into_iter().zip(rows(&batch.views[0])).zip(hidden) {
+            assert_eq!(ours != own, hidden == 1, "{ours:?} {own:?}");
+        }
     }
 
     #[test]
