@@ -19,12 +19,25 @@ const SHORT: [(&str, &str); 5] = [
     ("schedule.warmup_epochs", "0.1"),
 ];
 
+/// Two global and two local views.
+const CROPS: &str = "[{ copies = 1, size = 16, crop_scale = [0.4, 1.0] }, \
+                      { copies = 1, size = 16, crop_scale = [0.4, 1.0] }, \
+                      { copies = 2, size = 8, crop_scale = [0.15, 0.5] }]";
+
 /// A network small enough for a test, of the kind that the recipe of `method` has.
 fn small_network(method: &str) -> &'static [(&'static str, &'static str)] {
     match method {
         "mae" | "simmim" => {
             &[("backbone.width", "64"), ("backbone.depth", "3"), ("backbone.patch_size", "4")]
         }
+        "dino" | "ibot" | "dinov2" | "msn" => &[
+            ("backbone.width", "64"),
+            ("backbone.depth", "2"),
+            ("backbone.patch_size", "4"),
+            ("augment.views", CROPS),
+            ("train.epochs", "2"),
+            ("train.max_steps", "300"),
+        ],
         // Without the zero-initialised blocks the untrained network is a stronger opponent.
         _ => &[("backbone.width", "8"), ("backbone.zero_init_residual", "false")],
     }
@@ -272,4 +285,59 @@ fn clip_learns_what_its_words_mean() {
     let result = session.write_result(Some(&evaluation)).unwrap();
     assert_eq!(result["zero_shot"]["top1"].as_f64(), Some(zero_shot.top1));
     assert_eq!(result["zero_shot"]["templates"].as_array().unwrap().len(), 4);
+/// Asserts that a few hundred steps lift the linear probe above that of the untrained network, in good health.
+fn distils(method: &str, more: &[(&str, &str)]) {
+    let folder = tempfile::tempdir().unwrap();
+    let (session, heard) = train(method, more, &folder.path().join("run"));
+    let evaluation = session.evaluate(|_| {}).unwrap().unwrap();
+    let (trained, untrained) = (evaluation.encoder.linear, evaluation.baselines.untrained.linear);
+    assert!(trained > untrained + 0.01, "{method}: linear {trained} after training, {untrained} before");
+    assert!(heard.notices.is_empty(), "{method}: {:?}", heard.notices);
+}
+
+#[test]
+fn dino_learns() {
+    distils("dino", &[]);
+}
+
+#[test]
+fn dino_gives_all_images_one_prototype_without_its_center() {
+    let heard = collapses(
+        "dino",
+        &[
+            ("method.center_momentum", "1"),
+            ("method.teacher_temperature", "0.02"),
+            ("method.head_norm", "false"),
+            ("train.max_steps", "60"),
+        ],
+    );
+    assert!(end(&heard.losses) < 0.5, "{:?}", heard.losses);
+}
+
+#[test]
+fn msn_learns() {
+    distils("msn", &[("method.momentum", "0.95"), ("method.patch_drop", "0")]);
+}
+
+#[test]
+fn msn_gathers_at_few_prototypes_without_its_spread() {
+    collapses(
+        "msn",
+        &[
+            ("method.spread_weight", "0"),
+            ("method.sinkhorn_iterations", "0"),
+            ("method.sharpening", "0.1"),
+            ("train.max_steps", "200"),
+        ],
+    );
+}
+
+#[test]
+fn ibot_learns() {
+    distils("ibot", &[]);
+}
+
+#[test]
+fn dinov2_learns() {
+    distils("dinov2", &[]);
 }

@@ -103,7 +103,7 @@ impl Inspect {
 
     fn load(&self, trained: &Trained, size: usize) -> anyhow::Result<Shown> {
         let path = self.data.clone().unwrap_or_else(|| trained.data.path.clone());
-        let images = open_images(&trained.data, &data_path(&path))?;
+        let images = open_images(&trained.data, None, &data_path(&path))?;
         let set = images.test.as_ref().unwrap_or(&images.train);
         let n = self.images.min(set.len());
         let transform = ResizeCenterCrop::evaluation(size)?;
@@ -129,7 +129,7 @@ fn of_run(folder: &Path) -> anyhow::Result<Trained> {
     let vit = transformer(&recipe.backbone, own)?;
     let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
     let images =
-        open_images(&recipe.data, &data_path(&recipe.data.path)).map_or(1, |images| images.train.len());
+        open_images(&recipe.data, None, &data_path(&recipe.data.path)).map_or(1, |images| images.train.len());
     let method = recipe.method.build(&recipe.backbone, &params, images)?;
     params.load(&checkpoint.params)?;
     let normalize = recipe.augment.normalize()?;

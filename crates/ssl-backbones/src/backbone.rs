@@ -280,7 +280,6 @@ impl BackboneConfig {
                     patch_size: self.patch_size.unwrap_or(base.patch_size),
                     options: self.vit.unwrap_or(base.options),
                     recompute: self.recompute.unwrap_or(base.recompute),
-                    ..base
                 };
                 vit.validate().map_err(|reason| format!("backbone.{reason}"))?;
                 Ok(Architecture::Vit(vit))

@@ -112,7 +112,8 @@ impl BlockMask {
         ratios: [f64; 2],
     ) -> Result<Vec<Vec<bool>>> {
         let [low, high] = ratios;
-        if !(0.0..=1.0).contains(&share) || !(low >= 0.0 && low <= high && high < 1.0) {
+        let rise = low >= 0.0 && low <= high && high < 1.0;
+        if !rise || !(0.0..=1.0).contains(&share) {
             bail!(
                 "mask: a share of {share} of the images must be in [0, 1], and ratios {ratios:?} rise in [0, 1)"
             );
