@@ -285,6 +285,8 @@ fn clip_learns_what_its_words_mean() {
     let result = session.write_result(Some(&evaluation)).unwrap();
     assert_eq!(result["zero_shot"]["top1"].as_f64(), Some(zero_shot.top1));
     assert_eq!(result["zero_shot"]["templates"].as_array().unwrap().len(), 4);
+}
+
 /// Asserts that a few hundred steps lift the linear probe above that of the untrained network, in good health.
 fn distils(method: &str, more: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
