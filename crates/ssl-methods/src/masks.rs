@@ -1,8 +1,8 @@
 //! Which patches of an image a method hides: masks as functions of a generator.
 //!
-//! A grid is `(rows, columns)` of patches, which are numbered row by row; a mask has a flag for each of them, true where
-//! the patch is hidden. Whoever draws from [`StepContext::masks`](crate::StepContext::masks) gets masks that depend on
-//! seed, step and image alone.
+//! A grid is `(rows, columns)` of patches, which are numbered row by row; a mask has a flag for each of them, true
+//! where the patch is hidden. Whoever draws from [`StepContext::masks`](crate::StepContext::masks) gets masks that
+//! depend on seed, step and image alone.
 
 mod blocks;
 mod multi_block;

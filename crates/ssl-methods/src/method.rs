@@ -63,7 +63,7 @@ pub struct StepOutput {
     pub loss: Tensor,
     /// Scalars worth a line in the log, by name.
     pub terms: Vec<(&'static str, Tensor)>,
-    /// The embeddings of each view that the loss compares, `(B, D)`, detached: what monitors look at.
+    /// The embeddings of each view that the loss compares, `(B, D)`, or tokens `(M, D)`, detached: what monitors look at.
     pub embeddings: Vec<Tensor>,
     /// What [`Method::after_step`] needs of this batch, detached, a row a sample: keys for a queue, logits for a centre.
     pub memory: Vec<Tensor>,

@@ -27,8 +27,8 @@ pub(crate) fn with_class_token(vit: &VitConfig) -> std::result::Result<(), Strin
     }
 }
 
-/// The mean `(1, 1, P)` of the hidden ones of patches `(B, N, P)`, repeated in their shape; `mask` is `(B, N)`, 1 where a
-/// patch is hidden.
+/// The mean `(1, 1, P)` of the hidden ones of patches `(B, N, P)`, repeated in their shape; `mask` is `(B, N)`, 1 where
+/// a patch is hidden.
 pub(crate) fn mean_of_hidden(patches: &Tensor, mask: &Tensor) -> Result<Tensor> {
     weighted_mean(patches, mask, (0, 1))?.broadcast_as(patches.shape())
 }

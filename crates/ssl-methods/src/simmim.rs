@@ -1,12 +1,14 @@
-//! SimMIM (Xie et al., 2021, <https://arxiv.org/abs/2111.09886>; official code microsoft/SimMIM), with a vision transformer.
+//! SimMIM (Xie et al., 2021, <https://arxiv.org/abs/2111.09886>; official code microsoft/SimMIM), with a vision
+//! transformer.
 //!
-//! Random cells of an image are hidden: the tokens of their patches are replaced by a learned one. The encoder `f` passes
-//! all tokens, and one linear layer predicts the pixels of each patch from its token; the loss is the absolute error of the
-//! hidden pixels. There is nothing to collapse to: what has to be predicted is fixed.
+//! Random cells of an image are hidden: the tokens of their patches are replaced by a learned one. The encoder `f`
+//! passes all tokens, and one linear layer predicts the pixels of each patch from its token; the loss is the absolute
+//! error of the hidden pixels. There is nothing to collapse to: what has to be predicted is fixed.
 //!
-//! The network is BEiT's, relative positions and LayerScale included: the recipes choose it by the keys `backbone.vit.*`.
-//! Deviations: `mask_token` stands under the root, not within the encoder, and starts from a normal that is not truncated;
-//! class token and biases' tables decay as other weights do. Terms and watched embeddings are those of MAE.
+//! The network is BEiT's, relative positions and LayerScale included: the recipes choose it by the keys
+//! `backbone.vit.*`. Deviations: `mask_token` stands under the root, not within the encoder, and starts from a normal
+//! that is not truncated; class token and biases' tables decay as other weights do. The term is that of MAE; the
+//! embeddings that are watched are the means of an image's visible patches.
 
 use std::ops::RangeInclusive;
 

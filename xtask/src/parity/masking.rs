@@ -1,7 +1,7 @@
 //! Masks against lightly's: counts, what always holds, and statistics of many masks.
 //!
-//! The masks of the files are draws of another generator. What can be compared are the numbers of hidden patches, where they
-//! are fixed, and otherwise means over many times the reference's number of masks.
+//! The masks of the files are draws of another generator. What can be compared are the numbers of hidden patches, where
+//! they are fixed, and otherwise means over many times the reference's number of masks.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;

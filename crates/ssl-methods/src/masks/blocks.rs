@@ -11,10 +11,10 @@ const ATTEMPTS: usize = 10;
 /// Rectangles, one after the other, until as many patches are hidden as wanted: the masking of BEiT (Bao et al., 2021,
 /// <https://arxiv.org/abs/2106.08254>, algorithm 1), data2vec, iBOT and DINOv2, as in their code.
 ///
-/// A block's area is uniform between `min_block` and what is still to be hidden, the logarithm of its ratio of height to
-/// width between those of `min_aspect` and of its inverse, and its place uniform. It is taken if it is lower and narrower
-/// than the grid and hides at least one patch more and not too many. Blocks may overlap. After ten failures in a row the
-/// mask is left as it is, so that it may hide a little less than wanted, and never more.
+/// A block's area is uniform between `min_block` and what is still to be hidden, the logarithm of its ratio of height
+/// to width between those of `min_aspect` and of its inverse, and its place uniform. It is taken if it is lower and
+/// narrower than the grid and hides at least one patch more and not too many. Blocks may overlap. After ten failures in
+/// a row the mask is left as it is, so that it may hide a little less than wanted, and never more.
 ///
 /// ```
 /// use ssl_methods::BlockMask;
@@ -134,8 +134,9 @@ impl BlockMask {
 /// One rectangle that stays visible, rolled around the grid's edges: the masking of CAPI (Darcet et al., 2025,
 /// <https://arxiv.org/abs/2502.08769>), which has a ratio of 0.65 and aspects from 0.5 to 2.
 ///
-/// Exactly `⌊ratio · patches⌋` are hidden; where the rectangle is too large its last patches are among them. The logarithm
-/// of its ratio of height to width is uniform between those of `min_aspect` and of its inverse, as far as it fits.
+/// Exactly `⌊ratio · patches⌋` are hidden; where the rectangle is too large its last patches are among them. The
+/// logarithm of its ratio of height to width is uniform between those of `min_aspect` and of its inverse, as far as it
+/// fits.
 ///
 /// # Errors
 /// If no patch stays visible, or `min_aspect` is not in (0, 1].

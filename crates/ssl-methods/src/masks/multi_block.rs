@@ -11,12 +11,13 @@ const TRIES: usize = 20;
 /// A large context and several targets in each image: the masking of I-JEPA (Assran et al., 2023,
 /// <https://arxiv.org/abs/2301.08243>, appendix A). The defaults are the paper's.
 ///
-/// Sizes are drawn once for a batch, places for each image. Targets may overlap each other; the context is what they leave
-/// of its block. A block that leaves too little is drawn again, after twenty times with one target fewer taken away. So that
-/// a batch is dense, all lists of a kind are cut to the length of the shortest, and the last patches fall away.
+/// Sizes are drawn once for a batch, places for each image. Targets may overlap each other; the context is what they
+/// leave of its block. A block that leaves too little is drawn again, after twenty times with one target fewer taken
+/// away. So that a batch is dense, all lists of a kind are cut to the length of the shortest, and the last patches fall
+/// away.
 ///
-/// Scale and aspect of the targets are independent here, where the official code computes both from one number, and a block
-/// may lie at the grid's lower and right edges, which the official code leaves out.
+/// Scale and aspect of the targets are independent here, where the official code computes both from one number, and a
+/// block may lie at the grid's lower and right edges, which the official code leaves out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MultiBlockMask {
     /// Number of targets of each image, at least 1.
