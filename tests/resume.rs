@@ -150,6 +150,27 @@ fn what_a_method_remembers_survives_a_stop() {
     }
 }
 
+/// The same for methods on vision transformers: teachers, centres, masks, drop path.
+#[test]
+fn what_a_method_on_transformers_remembers_survives_a_stop() {
+    let network = [("backbone.width", "64"), ("backbone.depth", "1"), ("backbone.patch_size", "4")];
+    let crops = ("augment.views", "[{copies=1,size=8},{copies=1,size=8},{copies=1,size=4}]");
+    let methods = [
+        ("dino", vec![crops, ("backbone.vit.drop_path", "0.5"), ("schedule.weight_decay_end_factor", "10")]),
+        ("ibot", vec![crops, ("train.accumulate", "2")]),
+        ("dinov2", vec![crops, ("method.sinkhorn_iterations", "3"), ("method.layer_decay", "0.9")]),
+        (
+            "msn",
+            vec![("augment.views", "[{copies=2,size=8},{copies=1,size=4}]"), ("method.patch_drop", "0.5")],
+        ),
+        ("mae", vec![("train.accumulate", "2")]),
+        ("simmim", vec![("method.mask_cell", "4")]),
+    ];
+    for (method, more) in methods {
+        parts_equal_the_whole(&recipe_of(method, &[&network[..], &more].concat()));
+    }
+}
+
 #[test]
 fn a_run_may_go_on_with_recomputation_and_without_it() {
     let (own, folder) = (recipe(&[]), tempfile::tempdir().unwrap());

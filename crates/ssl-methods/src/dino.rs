@@ -6,8 +6,7 @@
 //! first away, and the network collapses.
 //!
 //! Views of one size pass the encoder in one batch. The teacher runs in training mode without drop path, follows after
-//! each step by a momentum that rises to 1 along a cosine, and is what is evaluated and exported. Deviation: initial
-//! weights of the head are from a normal distribution that is not truncated, two standard deviations being `0.04`.
+//! each step by a momentum that rises to 1 along a cosine, and is what is evaluated and exported.
 
 use std::ops::RangeInclusive;
 
