@@ -35,7 +35,7 @@ class Head(nn.Module):
         z = self.mlp["4"](gelu(self.mlp["2"](gelu(self.mlp["0"](x)))))
         g, v = self.last_layer.weight_g, self.last_layer.weight_v
         weight = g * v / v.norm(dim=1, keepdim=True)
-        return normalize(z, dim=1) @ (weight.detach() if freeze else weight).T
+        return normalize(z, dim=-1) @ (weight.detach() if freeze else weight).T
 
 
 class Network(nn.Module):
