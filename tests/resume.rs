@@ -155,13 +155,19 @@ fn what_a_method_remembers_survives_a_stop() {
 fn what_a_method_on_transformers_remembers_survives_a_stop() {
     let network = [("backbone.width", "64"), ("backbone.depth", "1"), ("backbone.patch_size", "4")];
     let crops = ("augment.views", "[{copies=1,size=8},{copies=1,size=8},{copies=1,size=4}]");
+    let head = [crops, ("method.head_hidden", "16"), ("method.prototypes", "16")];
+    let with_head = |more: &[(&'static str, &'static str)]| [&head[..], more].concat();
     let methods = [
-        ("dino", vec![crops, ("backbone.vit.drop_path", "0.5"), ("schedule.weight_decay_end_factor", "10")]),
-        ("ibot", vec![crops, ("train.accumulate", "2")]),
-        ("dinov2", vec![crops, ("method.sinkhorn_iterations", "3"), ("method.layer_decay", "0.9")]),
+        ("dino", with_head(&[("backbone.vit.drop_path", "0.5"), ("schedule.weight_decay_end_factor", "10")])),
+        ("ibot", with_head(&[("train.accumulate", "2")])),
+        ("dinov2", with_head(&[("method.patch_prototypes", "16"), ("method.layer_decay", "0.9")])),
         (
             "msn",
-            vec![("augment.views", "[{copies=2,size=8},{copies=1,size=4}]"), ("method.patch_drop", "0.5")],
+            vec![
+                ("augment.views", "[{copies=2,size=8},{copies=1,size=4}]"),
+                ("method.projector_hidden", "16"),
+                ("method.patch_drop", "0.5"),
+            ],
         ),
         ("mae", vec![("train.accumulate", "2")]),
         ("simmim", vec![("method.mask_cell", "4")]),
