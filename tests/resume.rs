@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use ssl_vision::train::{Checkpoint, Control, Observer, Outcome, Recipe, Session, StepReport};
 
-use crate::shipped_data;
+use crate::few_images;
 
 /// A network small enough to run a dozen times.
 fn recipe(more: &[(&str, &str)]) -> Recipe {
@@ -20,7 +20,7 @@ fn recipe_of(method: &str, more: &[(&str, &str)]) -> Recipe {
     let small = [
         ("backbone.width", "2"),
         ("augment.size", "8"),
-        ("train.batch_size", "500"),
+        ("train.batch_size", "100"),
         ("train.epochs", "2"),
         ("train.max_steps", "25"),
         ("schedule.warmup_epochs", "0.1"),
@@ -52,11 +52,11 @@ fn train(mut session: Session, stop_at: usize) -> Outcome {
 }
 
 fn start(recipe: &Recipe, out: &Path, threads: usize) -> Session {
-    Session::start(recipe.clone(), &shipped_data(), out, &Device::Cpu, threads).unwrap()
+    Session::start(recipe.clone(), &few_images(), out, &Device::Cpu, threads).unwrap()
 }
 
 fn resume(out: &Path, threads: usize) -> ssl_vision::train::Result<Session> {
-    Session::resume(out, |_| shipped_data(), |own| Ok(own.clone()), &Device::Cpu, threads, &mut [])
+    Session::resume(out, |_| few_images(), |own| Ok(own.clone()), &Device::Cpu, threads, &mut [])
 }
 
 /// The last checkpoint and the metrics.
@@ -102,11 +102,11 @@ fn what_a_method_remembers_survives_a_stop() {
         ("simsiam", vec![("train.accumulate", "2")]),
         ("barlow-twins", vec![]),
         ("vicreg", vec![]),
-        ("moco-v1", vec![("method.queue_size", "1500")]),
+        ("moco-v1", vec![("method.queue_size", "300")]),
         (
             "moco-v2",
             vec![
-                ("method.queue_size", "2000"),
+                ("method.queue_size", "400"),
                 ("method.symmetric", "true"),
                 ("method.batch_norm_groups", "5"),
                 ("train.accumulate", "2"),
@@ -117,7 +117,7 @@ fn what_a_method_remembers_survives_a_stop() {
             "swav",
             vec![
                 ("augment.views", "[{copies=2,size=8},{copies=2,size=6}]"),
-                ("method.queue_length", "500"),
+                ("method.queue_length", "100"),
                 ("method.queue_start_epoch", "0"),
                 ("method.freeze_prototypes_steps", "10"),
                 ("train.accumulate", "2"),
@@ -185,7 +185,7 @@ fn a_run_may_go_on_with_recomputation_and_without_it() {
     train(start(&own, &parts, 2), 7);
     let with = recipe(&[("backbone.recompute", "true")]);
     let wanted = |_: &Recipe| Ok(with.clone());
-    let session = Session::resume(&parts, |_| shipped_data(), wanted, &Device::Cpu, 2, &mut []).unwrap();
+    let session = Session::resume(&parts, |_| few_images(), wanted, &Device::Cpu, 2, &mut []).unwrap();
     assert_eq!(train(session, 20), Outcome::Interrupted { step: 20 });
     train(resume(&parts, 2).unwrap(), 0);
     assert!(bits(&whole) == bits(&parts));
@@ -206,7 +206,7 @@ fn a_damaged_checkpoint_is_passed_over_with_a_word() {
     let said = notices.0.clone();
     let own = |own: &Recipe| Ok(own.clone());
     let session =
-        Session::resume(&hurt, |_| shipped_data(), own, &Device::Cpu, 2, &mut [Box::new(notices)]).unwrap();
+        Session::resume(&hurt, |_| few_images(), own, &Device::Cpu, 2, &mut [Box::new(notices)]).unwrap();
     assert_eq!(session.step(), 8);
     let said = said.lock().unwrap().join("\n");
     assert!(said.contains(&Checkpoint::file_name(10)) && said.contains("checksum"), "{said}");
@@ -219,14 +219,14 @@ fn what_does_not_belong_together_is_refused_with_both_sides() {
     let (own, folder) = (recipe(&[("train.max_steps", "2")]), tempfile::tempdir().unwrap());
     let out = folder.path().join("run");
     let session = start(&own, &out, 1);
-    let again = Session::start(own.clone(), &shipped_data(), &out, &Device::Cpu, 1).unwrap_err().to_string();
+    let again = Session::start(own.clone(), &few_images(), &out, &Device::Cpu, 1).unwrap_err().to_string();
     assert!(again.contains("in use by another run"), "{again}");
     train(session, 0);
-    let again = Session::start(own.clone(), &shipped_data(), &out, &Device::Cpu, 1).unwrap_err().to_string();
+    let again = Session::start(own.clone(), &few_images(), &out, &Device::Cpu, 1).unwrap_err().to_string();
     assert!(again.contains("holds a run already"), "{again}");
     let other = recipe(&[("train.max_steps", "2"), ("optimizer.lr", "0.5")]);
     let wanted = |_: &Recipe| Ok(other.clone());
-    let error = Session::resume(&out, |_| shipped_data(), wanted, &Device::Cpu, 1, &mut []).unwrap_err();
+    let error = Session::resume(&out, |_| few_images(), wanted, &Device::Cpu, 1, &mut []).unwrap_err();
     assert!(error.to_string().contains("optimizer.lr: 0.002 there, 0.5 here"), "{error}");
 }
 
