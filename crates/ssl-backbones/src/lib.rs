@@ -19,6 +19,7 @@
 mod backbone;
 mod encoder;
 mod error;
+mod jepa_predictor;
 mod mae_decoder;
 mod part;
 mod regnet;
@@ -33,6 +34,7 @@ mod vit_names;
 pub use backbone::{Backbone, BackboneConfig};
 pub use encoder::{Encoder, EncoderInfo, load_encoder, save_encoder};
 pub use error::{Error, Result};
+pub use jepa_predictor::{JepaPredictor, JepaPredictorConfig};
 pub use mae_decoder::{MaeDecoder, MaeDecoderConfig};
 pub use regnet::{RegNet, RegNetConfig, RegNetStage};
 pub use resnet::{Block, ResNet, ResNetConfig, Stem};

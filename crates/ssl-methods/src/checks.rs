@@ -32,6 +32,18 @@ pub(crate) fn number(key: &str, value: f64, range: RangeInclusive<f64>) -> Check
     }
 }
 
+/// Two numbers in the closed `range`, the first not above the second.
+pub(crate) fn interval(key: &str, [low, high]: [f64; 2], range: RangeInclusive<f64>) -> Check {
+    match range.contains(&low) && range.contains(&high) && low <= high {
+        true => Ok(()),
+        false => Err(format!(
+            "method.{key} = [{low}, {high}] must rise within [{}, {}]",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
 /// A divisor of logits, above 0 and at most 10.
 pub(crate) fn temperature(key: &str, value: f64) -> Check {
     match value > 0.0 && value <= 10.0 {

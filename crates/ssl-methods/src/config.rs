@@ -6,10 +6,13 @@ use ssl_backbones::BackboneConfig;
 use ssl_nn::Params;
 
 use crate::barlow_twins::BarlowTwinsConfig;
+use crate::beit::BeitConfig;
 use crate::byol::ByolConfig;
 use crate::clip::ClipConfig;
+use crate::data2vec::Data2VecConfig;
 use crate::dino::DinoConfig;
 use crate::dinov2::DinoV2Config;
+use crate::i_jepa::IJepaConfig;
 use crate::ibot::IbotConfig;
 use crate::mae::MaeConfig;
 use crate::method::Method;
@@ -129,6 +132,12 @@ methods! {
     "dinov2" => DinoV2(DinoV2Config) = DinoV2Config::default(),
     /// MSN.
     "msn" => Msn(MsnConfig) = MsnConfig::default(),
+    /// BEiT.
+    "beit" => Beit(BeitConfig) = BeitConfig::default(),
+    /// data2vec.
+    "data2vec" => Data2Vec(Data2VecConfig) = Data2VecConfig::default(),
+    /// I-JEPA.
+    "i-jepa" => IJepa(IJepaConfig) = IJepaConfig::default(),
     /// CLIP.
     "clip" => Clip(ClipConfig) = ClipConfig::default(),
 }

@@ -4,6 +4,7 @@
 //! its state lives in the [`ssl_nn::Params`] it was built with.
 
 mod barlow_twins;
+mod beit;
 mod byol;
 mod checks;
 mod clip;
@@ -11,11 +12,14 @@ mod clusters;
 mod config;
 mod cosines;
 mod crops;
+mod data2vec;
 mod dino;
 mod dino_head;
 mod dinov2;
+mod i_jepa;
 mod ibot;
 mod mae;
+mod masked_encoder;
 mod masks;
 mod method;
 mod moco;
@@ -34,14 +38,18 @@ mod teacher;
 #[cfg(test)]
 mod testing;
 mod text_tower;
+mod tokenizer;
 mod vicreg;
 
 pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig};
+pub use beit::{Beit, BeitConfig};
 pub use byol::{Byol, ByolConfig};
 pub use clip::{Clip, ClipConfig};
 pub use config::MethodConfig;
+pub use data2vec::{Data2Vec, Data2VecConfig};
 pub use dino::{Dino, DinoConfig};
 pub use dinov2::DinoV2Config;
+pub use i_jepa::{IJepa, IJepaConfig};
 pub use ibot::{Ibot, IbotConfig};
 pub use mae::{Mae, MaeConfig};
 pub use masks::{
@@ -59,4 +67,5 @@ pub use simmim::{SimMim, SimMimConfig};
 pub use simsiam::{SimSiam, SimSiamConfig};
 pub use swav::{Swav, SwavConfig};
 pub use text_tower::{TextTower, TextTowerConfig};
+pub use tokenizer::{KMeansFit, KMeansTokenizer, Tokenizer};
 pub use vicreg::{VicReg, VicRegConfig};

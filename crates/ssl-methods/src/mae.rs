@@ -16,14 +16,16 @@ use std::ops::RangeInclusive;
 use candle_core::{D, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig, MaeDecoder, MaeDecoderConfig, Vit, VitPass};
-use ssl_losses::{mae, normalize_patches, patchify, unpatchify};
+use ssl_losses::{mae, normalize_patches, patchify};
 use ssl_nn::{DrawsAt, Params};
 
 use crate::checks;
 use crate::config::Settings;
 use crate::masks::{RandomMask, mask_tensor};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
-use crate::reconstruction::{gain, mean_of_hidden, vision_transformer, without_relative_positions};
+use crate::reconstruction::{
+    completed, gain, mean_of_hidden, vision_transformer, without_relative_positions,
+};
 
 /// Settings of MAE; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -173,10 +175,7 @@ impl Method for Mae {
             true => denormalized(&prediction, &pixels)?,
             false => prediction,
         };
-        let hidden = mask.unsqueeze(2)?.broadcast_as(pixels.shape())?;
-        let (vit, completed) = (self.encoder.config(), hidden.where_cond(&prediction, &pixels)?);
-        let images = unpatchify(&completed, vit.patch_size, (vit.grid(), vit.grid()))?;
-        Ok(Some(Reconstruction { images: images.detach(), mask }))
+        completed(&prediction, &pixels, mask, self.encoder.config()).map(Some)
     }
 
     fn encoder(&self) -> &dyn Backbone {

@@ -1,7 +1,10 @@
 //! What the methods share that predict what a mask hides.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use ssl_backbones::{BackboneConfig, RelativePositions, VitConfig};
+use ssl_losses::unpatchify;
+
+use crate::method::Reconstruction;
 
 /// The network of a method that works on tokens.
 pub(crate) fn vision_transformer(backbone: &BackboneConfig) -> std::result::Result<VitConfig, String> {
@@ -45,6 +48,26 @@ fn weighted_mean<D: candle_core::shape::Dims + Copy>(
 ) -> Result<Tensor> {
     let weights = weights.to_dtype(x.dtype())?.unsqueeze(2)?;
     x.broadcast_mul(&weights)?.sum_keepdim(dims)?.broadcast_div(&weights.sum_keepdim(dims)?)
+}
+
+/// Images of the patches `pixels`, `(B, N, 3 p²)`, with those of `prediction` where `mask`, `(B, N)`, is not 0.
+pub(crate) fn completed(
+    prediction: &Tensor,
+    pixels: &Tensor,
+    mask: Tensor,
+    vit: &VitConfig,
+) -> Result<Reconstruction> {
+    let hidden = mask.unsqueeze(2)?.broadcast_as(pixels.shape())?;
+    let patches = hidden.where_cond(prediction, pixels)?.detach();
+    Ok(Reconstruction { images: unpatchify(&patches, vit.patch_size, (vit.grid(), vit.grid()))?, mask })
+}
+
+/// Every token with mean 0 and variance 1 over its features, as a layer norm without parameters: targets of data2vec and
+/// I-JEPA.
+pub(crate) fn feature_normalized(tokens: &Tensor) -> Result<Tensor> {
+    let centred = tokens.broadcast_sub(&tokens.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    centred.broadcast_div(&(variance + 1e-5)?.sqrt()?)
 }
 
 /// The share of the loss of the mean patch that a prediction saves: 1 if it is exact, 0 if it is no better.

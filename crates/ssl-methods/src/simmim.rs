@@ -14,15 +14,16 @@ use std::ops::RangeInclusive;
 
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
-use ssl_backbones::{Backbone, BackboneConfig, MaskedPatches, Vit, VitPass};
+use ssl_backbones::{Backbone, BackboneConfig};
 use ssl_losses::{patchify, simmim, unpatchify};
-use ssl_nn::{DrawsAt, Init, Linear, LinearConfig, Params};
+use ssl_nn::{DrawsAt, Linear, LinearConfig, Params};
 
 use crate::checks;
 use crate::config::Settings;
+use crate::masked_encoder::MaskedEncoder;
 use crate::masks::{cell_mask, mask_tensor};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
-use crate::reconstruction::{gain, mean_of_hidden, mean_of_visible, vision_transformer};
+use crate::reconstruction::{completed, gain, mean_of_hidden, mean_of_visible, vision_transformer};
 
 /// Settings of SimMIM; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,8 +79,7 @@ impl Settings for SimMimConfig {
 /// SimMIM with its encoder and its linear decoder.
 #[derive(Debug)]
 pub struct SimMim {
-    encoder: Vit,
-    mask_token: Tensor,
+    encoder: MaskedEncoder,
     /// From a token to the pixels of its patch, channel by channel, as the official convolution before a pixel shuffle.
     decoder: Linear,
     config: SimMimConfig,
@@ -91,12 +91,11 @@ impl SimMim {
     /// # Errors
     /// If the backbone is not a vision transformer.
     pub fn new(config: &SimMimConfig, backbone: &BackboneConfig, params: &Params) -> Result<Self> {
-        let (vit, root) = (backbone.vision_transformer()?, params.root());
-        let encoder = vit.build(&root.pp("backbone"))?;
-        let mask_token = root.trainable("mask_token", (1, 1, vit.dim), Init::Normal { std: 0.02 })?;
+        let encoder = MaskedEncoder::new(backbone, params)?;
+        let vit = encoder.vit.config();
         let pixels = 3 * vit.patch_size * vit.patch_size;
-        let decoder = Linear::new(vit.dim, pixels, LinearConfig::default(), &root.pp("decoder.0"))?;
-        Ok(Self { encoder, mask_token, decoder, config: config.clone() })
+        let decoder = Linear::new(vit.dim, pixels, LinearConfig::default(), &params.root().pp("decoder.0"))?;
+        Ok(Self { encoder, decoder, config: config.clone() })
     }
 }
 
@@ -113,16 +112,13 @@ struct Pass {
 impl SimMim {
     fn pass(&self, batch: &Batch, context: &StepContext, draws: Option<DrawsAt>) -> Result<Pass> {
         let [x] = &batch.views[..] else { bail!("simmim needs 1 view, got {}", batch.views.len()) };
-        let vit = self.encoder.config();
+        let vit = self.encoder.vit.config();
         let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
         let SimMimConfig { mask_ratio, mask_cell } = self.config;
         let draw = |image: &usize| cell_mask(&mut context.masks(*image, 0), grid, mask_cell / p, mask_ratio);
         let mask = mask_tensor(&batch.index.iter().map(draw).collect::<Result<Vec<_>>>()?, x.device())?;
-        let masked = MaskedPatches { mask: &mask, token: &self.mask_token };
-        let pass = VitPass { draws, ..VitPass::default() };
-        let h = self.encoder.run(&self.encoder.embed(x, Some(masked))?, &pass)?;
-        let h = self.encoder.split(&self.encoder.norm(&h)?)?.patches;
-        let prediction = shuffled(&self.decoder.forward(&h.contiguous()?)?, p, grid)?;
+        let h = self.encoder.patches(x, &mask, draws)?;
+        let prediction = shuffled(&self.decoder.forward(&h)?, p, grid)?;
         Ok(Pass { h, prediction, mask })
     }
 }
@@ -134,7 +130,7 @@ impl Method for SimMim {
 
     fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let Pass { h, prediction, mask } = self.pass(batch, context, context.draws(0))?;
-        let (x, vit) = (&batch.views[0], self.encoder.config());
+        let (x, vit) = (&batch.views[0], self.encoder.vit.config());
         let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
         let of_cells = mask.reshape(((), grid.0, grid.1))?;
         let loss = simmim(&prediction, x, &of_cells)?;
@@ -149,17 +145,14 @@ impl Method for SimMim {
 
     fn reconstruct(&self, batch: &Batch, context: &StepContext) -> Result<Option<Reconstruction>> {
         let Pass { prediction, mask, .. } = self.pass(batch, context, None)?;
-        let vit = self.encoder.config();
-        let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
-        let [prediction, pixels] = [&prediction, &batch.views[0]].map(|images| patchify(images, p));
-        let (prediction, pixels) = (prediction?, pixels?);
-        let hidden = mask.unsqueeze(2)?.broadcast_as(pixels.shape())?;
-        let images = unpatchify(&hidden.where_cond(&prediction, &pixels)?, p, grid)?;
-        Ok(Some(Reconstruction { images: images.detach(), mask }))
+        let vit = self.encoder.vit.config();
+        let [prediction, pixels] =
+            [&prediction, &batch.views[0]].map(|images| patchify(images, vit.patch_size));
+        completed(&prediction?, &pixels?, mask, vit).map(Some)
     }
 
     fn encoder(&self) -> &dyn Backbone {
-        &self.encoder
+        &self.encoder.vit
     }
 }
 

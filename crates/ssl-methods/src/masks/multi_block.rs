@@ -90,6 +90,12 @@ impl MultiBlockMask {
         Ok(drawn)
     }
 
+    /// Patches of the smallest square that contexts are cut from, `None` for a grid that is too small for any.
+    pub(crate) fn smallest_context(&self, grid: (usize, usize)) -> Option<usize> {
+        let (rows, columns) = (grid.0 > 1 && grid.1 > 1).then(|| size(grid, self.context_scale[0], 1.0))?;
+        Some(rows * columns)
+    }
+
     /// A context without the targets, or without the first of them if they leave too little of every block drawn.
     fn context(
         &self,
