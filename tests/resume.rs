@@ -171,6 +171,16 @@ fn what_a_method_on_transformers_remembers_survives_a_stop() {
         ),
         ("mae", vec![("train.accumulate", "2")]),
         ("simmim", vec![("method.mask_cell", "4")]),
+        // Codes learned in the run.
+        (
+            "beit",
+            vec![("backbone.patch_size", "2"), ("method.codes", "16"), ("method.tokenizer_patches", "500")],
+        ),
+        ("data2vec", vec![("backbone.patch_size", "2"), ("method.target_layers", "1")]),
+        (
+            "i-jepa",
+            vec![("backbone.patch_size", "2"), ("method.min_context", "2"), ("train.accumulate", "2")],
+        ),
     ];
     for (method, more) in methods {
         parts_equal_the_whole(&recipe_of(method, &[&network[..], &more].concat()));

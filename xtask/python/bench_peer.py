@@ -1,7 +1,7 @@
 """The peer's half of `cargo xtask bench`: one case a call, one JSON line out.
 
 `python bench_peer.py CASE THREADS`, with a JPEG on standard input for the cases that decode one. Cases have the ids
-and the order of `xtask/src/bench/*.rs`, and do the same work in PyTorch, torchvision, timm and lightly.
+and the order of `xtask/src/bench/*.rs`, and do the same work in PyTorch, torchvision, timm, transformers and lightly.
 """
 
 import io
@@ -70,6 +70,67 @@ def simclr_step(network, size, batch):
         z = F.normalize(model(views), dim=1)
         logits = (z @ z.T / 0.1).fill_diagonal_(float("-inf"))
         loss = F.cross_entropy(logits, positives)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return timed(2, 3, step)
+
+
+def dino_step(size, patch, batch, local_views, prototypes):
+    from lightly.loss import DINOLoss
+    from lightly.models.modules import DINOProjectionHead
+
+    def network():
+        vit = timm.create_model(
+            "vit_tiny_patch16_224", img_size=size, patch_size=patch, num_classes=0, dynamic_img_size=True
+        )
+        return nn.ModuleList([vit, DINOProjectionHead(vit.num_features, 2048, 256, prototypes)]).train()
+
+    student, teacher = network(), network().requires_grad_(False)
+    criterion = DINOLoss(output_dim=prototypes, warmup_teacher_temp_epochs=0)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.01)
+    large = torch.randn(2 * batch, 3, size, size)
+    small = torch.randn(local_views * batch, 3, size // 2, size // 2)
+
+    def step():
+        with torch.no_grad():
+            targets = teacher[1](teacher[0](large)).chunk(2)
+        scores = student[1](torch.cat([student[0](large), student[0](small)]))
+        loss = criterion(list(targets), list(scores.chunk(2 + local_views)), epoch=1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for own, other in zip(teacher.parameters(), student.parameters()):
+                own.mul_(0.996).add_(other, alpha=0.004)
+
+    return timed(2, 3, step)
+
+
+def mae_step(size, patch, batch):
+    import transformers
+
+    config = transformers.ViTMAEConfig(
+        hidden_size=192,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        intermediate_size=768,
+        image_size=size,
+        patch_size=patch,
+        decoder_hidden_size=128,
+        decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=4,
+        decoder_intermediate_size=512,
+        mask_ratio=0.75,
+        norm_pix_loss=True,
+    )
+    model = transformers.ViTMAEForPreTraining(config).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.01)
+    images = torch.randn(batch, 3, size, size)
+
+    def step():
+        loss = model(images).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -207,6 +268,8 @@ CASES = {
     "resnet50-224/simclr/b4": lambda: simclr_step(resnet50, 224, 4),
     "vit-tiny-p4-32/simclr/b64": lambda: simclr_step(lambda: vit("vit_tiny_patch16_224", 32, 4), 32, 64),
     "vit-small-p8-96/simclr/b8": lambda: simclr_step(lambda: vit("vit_small_patch16_224", 96, 8), 96, 8),
+    "vit-tiny-p4-32/dino/b64": lambda: dino_step(32, 4, 64, 4, 4096),
+    "vit-tiny-p4-32/mae/b64": lambda: mae_step(32, 4, 64),
     "adamw/resnet18-cifar-32": adamw_resnet18,
     "augment/simclr-32": augment_32,
     "augment/simclr-224-jpeg": augment_224_jpeg,
@@ -225,7 +288,9 @@ def peak_rss_bytes():
 
 def main():
     if sys.argv[1] == "--versions":
-        versions = [(m.__name__, m.__version__) for m in (torch, torchvision, timm, lightly)]
+        import transformers
+
+        versions = [(m.__name__, m.__version__) for m in (torch, torchvision, timm, transformers, lightly)]
         python = sys.version.split()[0]
         print(", ".join(f"{name} {version}" for name, version in [*versions, ("Pillow", PIL.__version__), ("Python", python)]))
         return

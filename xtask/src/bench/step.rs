@@ -1,10 +1,10 @@
-//! Whole training steps of SimCLR: two views of a batch in one forward pass, NT-Xent, backward pass, AdamW.
+//! Whole training steps: views of a batch to the loss of a method, backward pass, AdamW, and what a teacher then does.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use ssl_vision::augment::random::uniform;
-use ssl_vision::backbones::{BackboneConfig, Stem};
-use ssl_vision::methods::{Batch, MethodConfig, StepContext};
+use ssl_vision::backbones::{BackboneConfig, Stem, VitOptions};
+use ssl_vision::methods::{Batch, DinoConfig, MaeConfig, MethodConfig, SimClrConfig, StepContext};
 use ssl_vision::nn::{Params, Probe, Purpose, rng};
 use ssl_vision::train::{Gradients, Optimizer, OptimizerConfig, Rates};
 
@@ -16,42 +16,75 @@ use super::measure::{Case, Roof, Timing, Unit, time};
 struct Step {
     id: &'static str,
     backbone: fn() -> candle_core::Result<BackboneConfig>,
-    /// Side of the images in pixels.
-    size: usize,
-    /// Images; there are twice as many views.
+    method: fn() -> MethodConfig,
+    /// Side of each view in pixels.
+    views: &'static [usize],
+    /// Images.
     batch: usize,
 }
 
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 6] = [
     Step {
         id: "resnet18-cifar-32/simclr/b64",
         backbone: || resnet("resnet18", Stem::Cifar),
-        size: 32,
+        method: simclr,
+        views: &[32, 32],
         batch: 64,
     },
     Step {
         id: "resnet50-224/simclr/b4",
         backbone: || resnet("resnet50", Stem::ImageNet),
-        size: 224,
+        method: simclr,
+        views: &[224, 224],
         batch: 4,
     },
-    Step { id: "vit-tiny-p4-32/simclr/b64", backbone: || vit("vit_tiny", 32, 4), size: 32, batch: 64 },
-    Step { id: "vit-small-p8-96/simclr/b8", backbone: || vit("vit_small", 96, 8), size: 96, batch: 8 },
+    Step {
+        id: "vit-tiny-p4-32/simclr/b64",
+        backbone: || vit("vit_tiny", 32, 4),
+        method: simclr,
+        views: &[32, 32],
+        batch: 64,
+    },
+    Step {
+        id: "vit-small-p8-96/simclr/b8",
+        backbone: || vit("vit_small", 96, 8),
+        method: simclr,
+        views: &[96, 96],
+        batch: 8,
+    },
+    Step {
+        id: "vit-tiny-p4-32/dino/b64",
+        backbone: || vit("vit_tiny", 32, 4),
+        method: dino,
+        views: &[32, 32, 16, 16, 16, 16],
+        batch: 64,
+    },
+    Step { id: "vit-tiny-p4-32/mae/b64", backbone: vit_mae, method: || mae(0.75), views: &[32], batch: 64 },
 ];
 
-/// Two of them with the key `backbone.recompute`.
-const RECOMPUTED: [Step; 2] = [
+/// Steps without a peer: two of them with the key `backbone.recompute`, and MAE with an encoder that sees all patches but
+/// one.
+const ALONE: [Step; 3] = [
     Step {
         id: "resnet50-224-recompute/simclr/b4",
         backbone: || recompute(resnet("resnet50", Stem::ImageNet)?),
-        size: 224,
+        method: simclr,
+        views: &[224, 224],
         batch: 4,
     },
     Step {
         id: "vit-small-p8-96-recompute/simclr/b8",
         backbone: || recompute(vit("vit_small", 96, 8)?),
-        size: 96,
+        method: simclr,
+        views: &[96, 96],
         batch: 8,
+    },
+    Step {
+        id: "vit-tiny-p4-32/mae-full/b64",
+        backbone: vit_mae,
+        method: || mae(0.01),
+        views: &[32],
+        batch: 64,
     },
 ];
 
@@ -65,10 +98,10 @@ pub(super) fn cases() -> Vec<Case> {
         Unit::Flop(resnet18_flop(Conv::executed_step_flop)),
         share_of_roof,
     );
-    let recomputed = RECOMPUTED.iter().map(step).map(|case| Case { has_peer: false, ..case });
+    let alone = ALONE.iter().map(step).map(|case| Case { has_peer: false, ..case });
     let adamw = Case::new(Suite::Step, "adamw/resnet18-cifar-32", Unit::Call, adamw_resnet18);
     let others = [adamw, Case { has_peer: false, ..roof }];
-    STEPS.iter().map(step).chain(recomputed).chain(others).collect()
+    STEPS.iter().map(step).chain(alone).chain(others).collect()
 }
 
 fn resnet(name: &str, stem: Stem) -> candle_core::Result<BackboneConfig> {
@@ -80,6 +113,26 @@ fn vit(name: &str, image_size: usize, patch_size: usize) -> candle_core::Result<
     Ok(BackboneConfig { image_size, patch_size, ..BackboneConfig::named(name)? })
 }
 
+fn vit_mae() -> candle_core::Result<BackboneConfig> {
+    Ok(BackboneConfig { vit: Some(VitOptions::mae()), ..vit("vit_tiny", 32, 4)? })
+}
+
+fn simclr() -> MethodConfig {
+    MethodConfig::SimClr(SimClrConfig::default())
+}
+
+/// With as many prototypes as small images need, which learn.
+fn dino() -> MethodConfig {
+    let config = DinoConfig { prototypes: 4096, freeze_last_layer_epochs: 0, ..DinoConfig::default() };
+    MethodConfig::Dino(config)
+}
+
+/// With a decoder for small images.
+fn mae(mask_ratio: f64) -> MethodConfig {
+    let sizes = MaeConfig { decoder_dim: 128, decoder_depth: 2, decoder_heads: 4, ..MaeConfig::default() };
+    MethodConfig::Mae(MaeConfig { mask_ratio, ..sizes })
+}
+
 fn recompute(config: BackboneConfig) -> candle_core::Result<BackboneConfig> {
     Ok(BackboneConfig { recompute: Some(true), ..config })
 }
@@ -87,20 +140,20 @@ fn recompute(config: BackboneConfig) -> candle_core::Result<BackboneConfig> {
 impl Step {
     fn timing(&self) -> Result<Timing> {
         let params = Params::new(0, DType::F32, &Device::Cpu);
-        let simclr = MethodConfig::named("simclr").context("simclr")?;
-        let method = simclr.build(&(self.backbone)()?, &params, self.batch)?;
+        let mut method = (self.method)().build(&(self.backbone)()?, &params, self.batch)?;
         let trainable = params.trainable();
         let adamw = OptimizerConfig::named("adamw").context("adamw")?;
         let mut optimizer = Optimizer::new(&adamw, &trainable)?;
-        let shape = (self.batch, 3, self.size, self.size);
-        let views = vec![noise(0, shape)?, noise(1, shape)?];
+        let view = |(seed, size): (u64, &usize)| noise(seed, (self.batch, 3, *size, *size));
+        let views = (0..).zip(self.views).map(view).collect::<Result<_>>()?;
         let batch = Batch { views, index: (0..self.batch).collect(), text: None };
         let context = StepContext { step: 0, total_steps: 1, steps_per_epoch: 1, part: 0, seed: 0 };
         time(2, 3, || {
             let output = method.loss(&batch, &context)?;
             let mut gradients = Gradients::default();
             gradients.accumulate(&trainable, &mut output.loss.backward()?, 1.0)?;
-            Ok(optimizer.step(&gradients, Rates::lr(1e-3))?)
+            optimizer.step(&gradients, Rates::lr(1e-3))?;
+            Ok(method.after_step(&context, &output.memory)?)
         })
     }
 }
