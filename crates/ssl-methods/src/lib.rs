@@ -18,6 +18,7 @@ mod dino_head;
 mod dinov2;
 mod i_jepa;
 mod ibot;
+mod ibot_parts;
 mod mae;
 mod masked_encoder;
 mod masks;

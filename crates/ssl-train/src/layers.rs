@@ -1,6 +1,8 @@
 //! Recipes in layers: defaults, then a recipe file, then single keys from the command line, each checked against what
 //! the defaults have.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
@@ -184,6 +186,20 @@ fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Table(_) => "a table",
     }
+}
+
+pub(crate) fn to_table<T: Serialize>(value: &T) -> Result<Table> {
+    Table::try_from(value).map_err(|e| Error::Recipe(e.to_string()))
+}
+
+/// `path` is where the table stands in a recipe, with its dot.
+pub(crate) fn from_table<T: DeserializeOwned>(table: Table, path: &str) -> Result<T> {
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+        // The key is told by the error's second line alone.
+        let text = e.to_string();
+        let key = text.lines().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`'));
+        Error::Recipe(key.map_or(e.message().to_owned(), |key| format!("{path}{key}: {}", e.message())))
+    })
 }
 
 #[cfg(test)]

@@ -3,10 +3,12 @@
 //! A [`Recipe`] decides everything that changes the result; a [`Session`] runs it in a folder and can be stopped at any
 //! step and resumed to the same bits; [`Observer`]s look on. [`evaluate`] judges the encoder against its baselines.
 
+mod augment_config;
 mod captions;
 mod checkpoint;
 mod chunks;
 mod collapse;
+mod embedded;
 mod error;
 mod evaluate;
 mod export;
@@ -25,6 +27,7 @@ mod trainer;
 mod update;
 mod zero_shot;
 
+pub use augment_config::AugmentConfig;
 pub use captions::TextConfig;
 pub use checkpoint::Checkpoint;
 pub use collapse::Spread;
@@ -36,7 +39,7 @@ pub use images::{Images, open_images};
 pub use loader::Loader;
 pub use observer::{Control, Observer, StepReport};
 pub use optimizer::{AdamConfig, LarsConfig, Optimizer, OptimizerConfig, ParamGroup, Rates, SgdConfig};
-pub use recipe::{AugmentConfig, CheckpointConfig, DataConfig, EvalConfig, Recipe, TrainConfig};
+pub use recipe::{CheckpointConfig, DataConfig, EvalConfig, Recipe, TrainConfig};
 pub use run_folder::RunFolder;
 pub use sampler::Sampler;
 pub use schedule::ScheduleConfig;

@@ -1,82 +1,20 @@
 //! A recipe: everything that decides the result of a run, in one TOML file.
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use ssl_augment::{MultiView, Normalize, ViewConfig, presets};
 use ssl_backbones::BackboneConfig;
 use ssl_data::OnError;
 use ssl_methods::MethodConfig;
 use toml::{Table, Value};
 
+use crate::augment_config::{self, AugmentConfig};
 use crate::captions::TextConfig;
+use crate::embedded::EMBEDDED;
 use crate::error::{Error, Result};
 use crate::gradients::ClipScope;
-use crate::layers;
+use crate::layers::{self, from_table, to_table};
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::ScheduleConfig;
-
-/// The recipes that come with the library, by name; the first is the default.
-const EMBEDDED: &[(&str, &str)] = &[
-    ("simclr-fashion-mnist", include_str!("../recipes/simclr-fashion-mnist.toml")),
-    ("simclr-cifar10", include_str!("../recipes/simclr-cifar10.toml")),
-    ("simclr-imagenet", include_str!("../recipes/simclr-imagenet.toml")),
-    ("byol-fashion-mnist", include_str!("../recipes/byol-fashion-mnist.toml")),
-    ("moco-v1-fashion-mnist", include_str!("../recipes/moco-v1-fashion-mnist.toml")),
-    ("moco-v1-imagenet", include_str!("../recipes/moco-v1-imagenet.toml")),
-    ("moco-v2-fashion-mnist", include_str!("../recipes/moco-v2-fashion-mnist.toml")),
-    ("moco-v2-cifar10", include_str!("../recipes/moco-v2-cifar10.toml")),
-    ("moco-v2-imagenet", include_str!("../recipes/moco-v2-imagenet.toml")),
-    ("moco-v3-fashion-mnist", include_str!("../recipes/moco-v3-fashion-mnist.toml")),
-    ("moco-v3-cifar10", include_str!("../recipes/moco-v3-cifar10.toml")),
-    ("moco-v3-imagenet", include_str!("../recipes/moco-v3-imagenet.toml")),
-    ("byol-cifar10", include_str!("../recipes/byol-cifar10.toml")),
-    ("byol-imagenet", include_str!("../recipes/byol-imagenet.toml")),
-    ("simsiam-fashion-mnist", include_str!("../recipes/simsiam-fashion-mnist.toml")),
-    ("simsiam-cifar10", include_str!("../recipes/simsiam-cifar10.toml")),
-    ("simsiam-imagenet", include_str!("../recipes/simsiam-imagenet.toml")),
-    ("barlow-twins-fashion-mnist", include_str!("../recipes/barlow-twins-fashion-mnist.toml")),
-    ("barlow-twins-cifar10", include_str!("../recipes/barlow-twins-cifar10.toml")),
-    ("barlow-twins-imagenet", include_str!("../recipes/barlow-twins-imagenet.toml")),
-    ("vicreg-fashion-mnist", include_str!("../recipes/vicreg-fashion-mnist.toml")),
-    ("vicreg-cifar10", include_str!("../recipes/vicreg-cifar10.toml")),
-    ("vicreg-imagenet", include_str!("../recipes/vicreg-imagenet.toml")),
-    ("swav-fashion-mnist", include_str!("../recipes/swav-fashion-mnist.toml")),
-    ("swav-cifar10", include_str!("../recipes/swav-cifar10.toml")),
-    ("swav-imagenet", include_str!("../recipes/swav-imagenet.toml")),
-    ("swav-imagenet-small-batch", include_str!("../recipes/swav-imagenet-small-batch.toml")),
-    ("seer-imagenet", include_str!("../recipes/seer-imagenet.toml")),
-    ("sela-fashion-mnist", include_str!("../recipes/sela-fashion-mnist.toml")),
-    ("sela-cifar10", include_str!("../recipes/sela-cifar10.toml")),
-    ("sela-imagenet", include_str!("../recipes/sela-imagenet.toml")),
-    ("mae-fashion-mnist", include_str!("../recipes/mae-fashion-mnist.toml")),
-    ("mae-cifar10", include_str!("../recipes/mae-cifar10.toml")),
-    ("mae-imagenet", include_str!("../recipes/mae-imagenet.toml")),
-    ("simmim-fashion-mnist", include_str!("../recipes/simmim-fashion-mnist.toml")),
-    ("simmim-cifar10", include_str!("../recipes/simmim-cifar10.toml")),
-    ("simmim-imagenet", include_str!("../recipes/simmim-imagenet.toml")),
-    ("beit-fashion-mnist", include_str!("../recipes/beit-fashion-mnist.toml")),
-    ("beit-cifar10", include_str!("../recipes/beit-cifar10.toml")),
-    ("beit-imagenet", include_str!("../recipes/beit-imagenet.toml")),
-    ("data2vec-fashion-mnist", include_str!("../recipes/data2vec-fashion-mnist.toml")),
-    ("data2vec-cifar10", include_str!("../recipes/data2vec-cifar10.toml")),
-    ("data2vec-imagenet", include_str!("../recipes/data2vec-imagenet.toml")),
-    ("i-jepa-fashion-mnist", include_str!("../recipes/i-jepa-fashion-mnist.toml")),
-    ("i-jepa-cifar10", include_str!("../recipes/i-jepa-cifar10.toml")),
-    ("i-jepa-imagenet", include_str!("../recipes/i-jepa-imagenet.toml")),
-    ("dino-fashion-mnist", include_str!("../recipes/dino-fashion-mnist.toml")),
-    ("dino-cifar10", include_str!("../recipes/dino-cifar10.toml")),
-    ("dino-imagenet", include_str!("../recipes/dino-imagenet.toml")),
-    ("dino-imagenet-resnet50", include_str!("../recipes/dino-imagenet-resnet50.toml")),
-    ("clip-fashion-mnist", include_str!("../recipes/clip-fashion-mnist.toml")),
-    ("clip-image-text", include_str!("../recipes/clip-image-text.toml")),
-    ("ibot-fashion-mnist", include_str!("../recipes/ibot-fashion-mnist.toml")),
-    ("ibot-imagenet", include_str!("../recipes/ibot-imagenet.toml")),
-    ("dinov2-fashion-mnist", include_str!("../recipes/dinov2-fashion-mnist.toml")),
-    ("dinov2-imagenet", include_str!("../recipes/dinov2-imagenet.toml")),
-    ("msn-fashion-mnist", include_str!("../recipes/msn-fashion-mnist.toml")),
-    ("msn-imagenet", include_str!("../recipes/msn-imagenet.toml")),
-];
 
 /// As much memory for decoded images as one may ask for, in MiB: 16 TiB.
 const MAX_CACHE_MIB: u64 = 1 << 24;
@@ -138,30 +76,6 @@ pub struct DataConfig {
     /// Memory in MiB for decoded training images of a folder, which are then decoded once and not in every epoch; 0 for
     /// none. It does not change the result.
     pub cache_mib: u64,
-}
-
-/// How views are made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AugmentConfig {
-    /// One of [`ssl_augment::presets`].
-    pub preset: String,
-    /// Side of the views in pixels.
-    pub size: usize,
-    /// Strength of the colour changes, for presets that have one.
-    pub strength: f64,
-    /// `u8`: as Pillow, rounding after each operation; `f32`: as torchvision on float tensors.
-    pub arithmetic: String,
-    /// Mean of each channel in `[0, 1]`, subtracted last.
-    pub mean: [f64; 3],
-    /// Standard deviation of each channel, divided by last.
-    pub std: [f64; 3],
-    /// Groups of equal views that replace the preset's, such as the large and the small crops of multi-crop: tables with
-    /// keys of [`ViewConfig`], first of all `copies`, `size` and `crop_scale`. What group `i` leaves out is the preset's
-    /// in its group `i`, or in its last one. Empty for the preset's groups.
-    pub views: Vec<Table>,
-    /// Keys of [`ViewConfig`] that replace the preset's in every view, such as `crop_scale`.
-    #[serde(flatten)]
-    pub overrides: Table,
 }
 
 /// Length and batches of a run.
@@ -237,7 +151,7 @@ impl Recipe {
     pub fn parse(text: &str, overrides: &[(String, String)]) -> Result<Self> {
         let mut layer: Table = text.parse().map_err(|e| not_toml(text, &e))?;
         layers::apply(&mut layer, overrides)?;
-        let groups = take_groups(&mut layer)?;
+        let groups = augment_config::take_groups(&mut layer)?;
         let reference = Self::reference(&layer)?;
         let mut table = to_table(&reference)?;
         // Keys that are not written where they have their defaults, so that recipes without them keep their hash.
@@ -252,10 +166,10 @@ impl Recipe {
         // Of the view's keys only those that a layer has belong to the recipe; the others come from the preset.
         let mut every_key = table.clone();
         if let Some(Value::Table(augment)) = every_key.get_mut("augment") {
-            augment.extend(view_keys()?);
+            augment.extend(augment_config::view_keys()?);
         }
         layers::merge(&mut every_key, layer.clone())?;
-        let overrides = take_view_keys(&mut layer)?;
+        let overrides = augment_config::take_view_keys(&mut layer)?;
         layers::merge(&mut table, layer)?;
         if let Some(Value::Table(augment)) = table.get_mut("augment") {
             augment.extend(overrides);
@@ -332,16 +246,7 @@ impl Recipe {
             seed: 0,
             data: DataConfig::default(),
             text: method.needs_text().then(TextConfig::default),
-            augment: AugmentConfig {
-                preset: method.augmentation().to_owned(),
-                size: 224,
-                strength: 1.0,
-                arithmetic: "u8".to_owned(),
-                mean: [0.0; 3],
-                std: [1.0; 3],
-                views: Vec::new(),
-                overrides: Table::new(),
-            },
+            augment: AugmentConfig::of_preset(method.augmentation()),
             backbone,
             method,
             optimizer: OptimizerConfig::named(&optimizer)
@@ -463,102 +368,11 @@ impl DataConfig {
     }
 }
 
-impl AugmentConfig {
-    /// The views of every image.
-    ///
-    /// # Errors
-    /// If the preset is unknown or a value out of range.
-    pub fn multi_view(&self) -> Result<MultiView> {
-        Ok(MultiView::new(&self.views()?)?)
-    }
-
-    /// The last step of every view.
-    ///
-    /// # Errors
-    /// If a standard deviation is not positive.
-    pub fn normalize(&self) -> Result<Normalize> {
-        Ok(Normalize::new(self.mean, self.std)?)
-    }
-
-    /// Whether views are made in `f32`.
-    pub(crate) fn is_float(&self) -> Result<bool> {
-        match self.arithmetic.as_str() {
-            "u8" => Ok(false),
-            "f32" => Ok(true),
-            other => {
-                Err(Error::Recipe(format!("augment.arithmetic = \"{other}\" is neither \"u8\" nor \"f32\"")))
-            }
-        }
-    }
-
-    fn views(&self) -> Result<Vec<ViewConfig>> {
-        let views = presets::by_name(&self.preset, self.size, self.strength).ok_or_else(|| {
-            let names = presets::names().join(", ");
-            Error::Recipe(format!("augment.preset = \"{}\" is unknown; available: {names}", self.preset))
-        })?;
-        let with_overrides = |view: &ViewConfig, group: Option<(usize, &Table)>| {
-            let mut table = to_table(view)?;
-            layers::merge(&mut table, self.overrides.clone())?;
-            if let Some((i, group)) = group {
-                layers::merge_at(&format!("augment.views[{i}]"), &mut table, group.clone())?;
-            }
-            from_table(table, "augment.")
-        };
-        if self.views.is_empty() {
-            return views.iter().map(|view| with_overrides(view, None)).collect();
-        }
-        let groups = self.views.iter().enumerate();
-        let groups = groups.filter_map(|(i, group)| Some((views.get(i).or(views.last())?, (i, group))));
-        groups.map(|(view, group)| with_overrides(view, Some(group))).collect()
-    }
-}
-
-/// Keys of a view that a recipe may change; its size and number belong to the preset.
-fn view_keys() -> Result<Table> {
-    let mut table = to_table(&ViewConfig::default())?;
-    for key in ["size", "copies", "order"] {
-        table.remove(key);
-    }
-    Ok(table)
-}
-
-/// Removes the view's keys from the table `[augment]` of `layer` and returns them.
-fn take_view_keys(layer: &mut Table) -> Result<Table> {
-    let Some(Value::Table(augment)) = layer.get_mut("augment") else { return Ok(Table::new()) };
-    Ok(view_keys()?.keys().filter_map(|key| augment.remove_entry(key)).collect())
-}
-
-/// Removes the list `augment.views` from `layer` and returns it; an empty one if there is none.
-fn take_groups(layer: &mut Table) -> Result<Value> {
-    let augment = layer.get_mut("augment").and_then(Value::as_table_mut);
-    match augment.and_then(|augment| augment.remove("views")) {
-        None => Ok(Value::Array(Vec::new())),
-        Some(Value::Array(groups)) if groups.iter().all(Value::is_table) => Ok(Value::Array(groups)),
-        Some(other) => Err(Error::Recipe(format!(
-            "augment.views = {other} is not a list of tables such as [{{ copies = 2, size = 32 }}]"
-        ))),
-    }
-}
-
 /// What is wrong with `text`, in one line.
 fn not_toml(text: &str, error: &toml::de::Error) -> Error {
     let before = error.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();
     let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
     Error::Recipe(format!("not TOML: line {line}: {}", error.message()))
-}
-
-fn to_table<T: Serialize>(value: &T) -> Result<Table> {
-    Table::try_from(value).map_err(|e| Error::Recipe(e.to_string()))
-}
-
-/// `path` is where the table stands in a recipe, with its dot.
-fn from_table<T: DeserializeOwned>(table: Table, path: &str) -> Result<T> {
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| {
-        // The key is told by the error's second line alone.
-        let text = e.to_string();
-        let key = text.lines().find_map(|line| line.strip_prefix("in `")?.strip_suffix('`'));
-        Error::Recipe(key.map_or(e.message().to_owned(), |key| format!("{path}{key}: {}", e.message())))
-    })
 }
 
 #[cfg(test)]
@@ -765,15 +579,6 @@ mod tests {
     }
 
     #[test]
-    fn view_keys_replace_the_presets_in_every_view() {
-        let recipe = parse(&[("augment.crop_scale", "[0.5, 1]"), ("augment.jitter.p", "0.25")]).unwrap();
-        for view in recipe.augment.views().unwrap() {
-            assert_eq!((view.crop_scale, view.jitter.p), ([0.5, 1.0], 0.25));
-            assert!(view.jitter.hue > 0.0, "the other keys of jitter stay the preset's");
-        }
-    }
-
-    #[test]
     fn a_warmup_in_steps_changes_the_hash_and_its_absence_is_not_written() {
         let none = parse(&[("schedule.warmup_epochs", "0")]).unwrap();
         let zero = parse(&[("schedule.warmup_epochs", "0"), ("schedule.warmup_steps", "0")]).unwrap();
@@ -787,36 +592,6 @@ mod tests {
         assert_eq!(some.differences(&none).unwrap(), ["schedule.warmup_steps: nothing there, 7 here"]);
         let error = parse(&[("schedule.name", "constant"), ("schedule.warmup_steps", "7")]).unwrap_err();
         assert!(error.to_string().contains("unknown key `schedule.warmup"), "{error}");
-    }
-
-    #[test]
-    fn groups_of_views_take_the_place_of_the_presets() {
-        let swav = |groups: &str| {
-            let recipe =
-                parse(&[("augment.preset", "swav"), ("augment.flip_p", "0"), ("augment.views", groups)])?;
-            assert_eq!(Recipe::parse(&recipe.to_toml()?, &[])?, recipe);
-            Ok::<_, Error>(recipe.augment)
-        };
-        let own = swav("[{copies = 3}, {size = 14, crop_scale = [0.1, 0.2], jitter = {p = 1}}, {size = 7}]")
-            .unwrap();
-        assert_eq!(own.multi_view().unwrap().sizes(), [vec![28; 3], vec![14; 6], vec![7; 6]].concat());
-        let views = own.views().unwrap();
-        assert_eq!((views[0].crop_scale, views[1].crop_scale), ([0.3, 1.0], [0.1, 0.2]));
-        assert_eq!((views[1].jitter.p, views[1].flip_p), (1.0, 0.0));
-        assert_eq!(swav("[]").unwrap().multi_view().unwrap().len(), 8);
-        for (groups, part) in [
-            ("3", "augment.views = 3 is not a list of tables"),
-            ("[1]", "is not a list of tables"),
-            (
-                "[{copys = 2}]",
-                "unknown key `augment.views[0].copys`; did you mean `augment.views[0].copies`?",
-            ),
-            ("[{}, {size = \"big\"}]", "augment.views[1].size = \"big\" is text"),
-            ("[{copies = 0}]", "copies is 0"),
-        ] {
-            let error = swav(groups).unwrap_err().to_string();
-            assert!(error.contains(part), "{groups}: {error}");
-        }
     }
 
     #[test]
