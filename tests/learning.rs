@@ -286,6 +286,32 @@ fn i_jepa_learns() {
     predicts("i-jepa", &[("method.min_context", "3"), ("method.predictor_dim", "32")]);
 }
 
+/// A target that is the network's own answer, as it is.
+const OWN_ANSWER: [(&str, &str); 5] = [
+    ("method.normalize_targets", "false"),
+    ("method.momentum", "0"),
+    ("method.final_momentum", "0"),
+    ("train.epochs", "2"),
+    ("train.max_steps", "200"),
+];
+
+#[test]
+fn data2vec_gives_all_patches_one_target_without_norm_and_slow_teacher() {
+    let more = [
+        ("method.min_block", "2"),
+        ("method.target_layers", "1"),
+        ("backbone.vit.layer_scale", "0"),
+        ("optimizer.lr", "0.005"),
+    ];
+    collapses("data2vec", &[&OWN_ANSWER[..], &more].concat());
+}
+
+#[test]
+fn i_jepa_gives_all_patches_targets_on_a_line_without_norm_and_slow_teacher() {
+    let more = [("method.min_context", "3"), ("method.predictor_dim", "32"), ("optimizer.lr", "0.003")];
+    collapses("i-jepa", &[&OWN_ANSWER[..], &more, &[("train.max_steps", "120")]].concat());
+}
+
 #[test]
 fn clip_learns_what_its_words_mean() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,9 @@
 //! reports the term `deviation` as well, the mean over dimensions of the standard deviation over samples, which its loss
 //! keeps near 1. A method whose codes say if it is in health reports `used_prototypes`, how many prototypes are the first
 //! choice of a code, and `possible_prototypes`, how many could be in the batch. Without the second the first is not looked
-//! at: it may be that of predictions, which say little in the first steps.
+//! at: it may be that of predictions, which say little in the first steps. A method that predicts what is hidden, and
+//! reports a gain over the mean, may fill fewer dimensions: the tokens of small grey images lie near one line, from dark to
+//! bright, in good health, too.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -68,7 +70,9 @@ impl CollapseWatch {
         // of them shrink.
         let deviation = term("deviation");
         let shrunk = deviation.is_some_and(|deviation| deviation < 0.05);
-        self.collapsed = if std < 0.05 || dimensions < 1.5 || shrunk { self.collapsed + 1 } else { 0 };
+        let predicts = term("prediction_gain").or(term("reconstruction_gain")).is_some();
+        let line = dimensions < if predicts { 1.1 } else { 1.5 };
+        self.collapsed = if std < 0.05 || line || shrunk { self.collapsed + 1 } else { 0 };
         // Images may choose one prototype and still have directions of their own.
         let codes = term("used_prototypes").zip(term("possible_prototypes"));
         let few = codes.is_some_and(|(used, possible)| used <= (USED_SHARE * possible).max(1.0));
@@ -136,6 +140,19 @@ mod tests {
         };
         assert_eq!(said(0.4), None);
         assert!(said(0.01).unwrap().contains("1.000 (1 is healthy, 0 is one point), 0.010 before"));
+    }
+
+    #[test]
+    fn tokens_near_a_line_are_no_collapse_of_what_predicts_them_and_on_it_they_are() {
+        let said = |std: f64, dimensions: f64| {
+            let terms =
+                [("prediction_gain", 0.5), ("embedding_std", std), ("embedding_dimensions", dimensions)];
+            let mut watch = CollapseWatch::default();
+            (1..=PATIENCE).find_map(|step| watch.look(step, &terms))
+        };
+        assert_eq!(said(0.5, 1.2), None);
+        assert!(said(0.5, 1.02).unwrap().contains("1.0 dimensions filled"));
+        assert!(said(0.01, 1.2).unwrap().contains("standard deviation 0.010"));
     }
 
     #[test]
