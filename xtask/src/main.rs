@@ -6,7 +6,7 @@
 mod bench;
 mod choice;
 mod ci;
-mod encoder;
+mod eval;
 mod inspect;
 mod kill;
 mod licences;
@@ -20,6 +20,7 @@ mod sanitize;
 mod table;
 mod tidy;
 mod views;
+mod weights;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,8 +44,9 @@ enum Command {
     Pretrain(pretrain::Pretrain),
     Views(views::Views),
     Inspect(inspect::Inspect),
-    Eval(encoder::Eval),
-    Export(encoder::Export),
+    Eval(eval::Eval),
+    Export(weights::Export),
+    Import(weights::Import),
     /// Compare losses, networks, optimisers, augmentations and evaluations with reference values.
     Parity {
         /// Folder with a manifest.json and the files it names; by default tests/golden.
@@ -94,6 +96,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Inspect(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Export(command) => command.run(),
+        Command::Import(command) => command.run(),
         Command::Parity { golden, json } => {
             let golden = golden.unwrap_or_else(|| project_root().join("tests/golden"));
             let passed = parity::run(&golden, json)?;

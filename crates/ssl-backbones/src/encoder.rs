@@ -10,6 +10,8 @@ use ssl_nn::Params;
 use crate::backbone::{Backbone, BackboneConfig};
 use crate::error::{Error, Result};
 use crate::tensor_file::TensorFile;
+use crate::vit_config::VitConfig;
+use crate::vit_names::VitNames;
 
 /// Metadata key of the [`EncoderInfo`].
 const INFO: &str = "ssl_vision.encoder";
@@ -94,6 +96,54 @@ pub fn load_encoder(path: &Path, device: &Device) -> Result<Encoder> {
     Ok(Encoder { backbone, params, info })
 }
 
+/// The tensors of the network `backbone` as another program's files have them: those of a vision transformer under
+/// `names`, or without these a ResNet's or RegNet's as torchvision names them, which are ours.
+///
+/// # Errors
+/// If the network is of the other kind, or the program has no place for one of its tensors.
+pub fn export_foreign(
+    tensors: BTreeMap<String, Tensor>,
+    names: Option<VitNames>,
+    backbone: &BackboneConfig,
+) -> candle_core::Result<BTreeMap<String, Tensor>> {
+    match kind(names, backbone)? {
+        Some((names, vit)) => names.export(&tensors, &vit),
+        None => Ok(tensors),
+    }
+}
+
+/// The way back from [`export_foreign`], for weights that another program trained. What is no part of the network, such as
+/// heads and classifiers, is left out.
+///
+/// # Errors
+/// If the network is of the other kind, a name is unknown, or the tensors are not all of the network's with its shapes.
+pub fn import_foreign(
+    theirs: BTreeMap<String, Tensor>,
+    names: Option<VitNames>,
+    backbone: &BackboneConfig,
+) -> candle_core::Result<BTreeMap<String, Tensor>> {
+    let found = match kind(names, backbone)? {
+        Some((names, vit)) => names.import(&theirs, &vit)?,
+        None => theirs.into_iter().filter(|(name, _)| !name.starts_with("fc.")).collect(),
+    };
+    let params = Params::new(0, DType::F32, &Device::Cpu);
+    backbone.build(&params.root())?;
+    params.load(&found)?;
+    Ok(params.all().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect())
+}
+
+/// The vision transformer that `names` belong to, or `None` for another network and no names.
+fn kind(
+    names: Option<VitNames>,
+    backbone: &BackboneConfig,
+) -> candle_core::Result<Option<(VitNames, VitConfig)>> {
+    match (names, backbone.vision_transformer()) {
+        (Some(names), vit) => Ok(Some((names, vit?))),
+        (None, Ok(_)) => candle_core::bail!("torchvision's names are not those of {}", backbone.name),
+        (None, Err(_)) => Ok(None),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +183,42 @@ mod tests {
         let x = Tensor::ones((1, 3, 16, 16), DType::F32, &Device::Cpu).unwrap();
         let features = |b: &dyn Backbone| b.forward_t(&x, false).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(features(&*backbone), features(&*encoder.backbone));
+    }
+
+    #[test]
+    fn weights_of_other_programs_go_out_and_come_back() {
+        let vit = BackboneConfig {
+            image_size: Some(8),
+            patch_size: Some(4),
+            width: Some(64),
+            depth: Some(1),
+            ..BackboneConfig::named("vit_tiny").unwrap()
+        };
+        for (backbone, names, own) in [
+            (vit.clone(), Some(VitNames::TransformersVit), "encoder.layer.0.attention.attention.key.weight"),
+            (info().backbone, None, "layer1.0.conv1.weight"),
+        ] {
+            let params = Params::new(3, DType::F32, &Device::Cpu);
+            backbone.build(&params.root()).unwrap();
+            let mut theirs = export_foreign(tensors(&params), names, &backbone).unwrap();
+            assert!(theirs.contains_key(own));
+            let fc = Tensor::ones(3, DType::F32, &Device::Cpu).unwrap();
+            theirs.insert(names.map_or("fc.bias", |_| "classifier.bias").to_owned(), fc);
+            let back = import_foreign(theirs.clone(), names, &backbone).unwrap();
+            for (name, tensor) in tensors(&params) {
+                let values = |t: &Tensor| {
+                    t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
+                };
+                assert_eq!(values(&back[&name]), values(&tensor), "{name}");
+            }
+            theirs.remove(own);
+            assert!(import_foreign(theirs, names, &backbone).is_err());
+        }
+        let error = export_foreign(BTreeMap::new(), None, &vit).unwrap_err().to_string();
+        assert!(error.contains("torchvision's names are not those of vit_tiny"), "{error}");
+        let error =
+            export_foreign(BTreeMap::new(), Some(VitNames::Mae), &info().backbone).unwrap_err().to_string();
+        assert!(error.contains("resnet18 is not a vision transformer"), "{error}");
     }
 
     #[test]

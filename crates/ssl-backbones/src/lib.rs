@@ -32,7 +32,7 @@ mod vit_name_tables;
 mod vit_names;
 
 pub use backbone::{Backbone, BackboneConfig};
-pub use encoder::{Encoder, EncoderInfo, load_encoder, save_encoder};
+pub use encoder::{Encoder, EncoderInfo, export_foreign, import_foreign, load_encoder, save_encoder};
 pub use error::{Error, Result};
 pub use jepa_predictor::{JepaPredictor, JepaPredictorConfig};
 pub use mae_decoder::{MaeDecoder, MaeDecoderConfig};

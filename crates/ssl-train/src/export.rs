@@ -10,13 +10,12 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::recipe::Recipe;
 
-/// Writes the encoder of a checkpoint under torchvision's names to `path`.
+/// The encoder of a checkpoint: what it is, and its tensors under torchvision's or timm's names.
 ///
 /// # Errors
-/// If the file system refuses.
-pub fn export_checkpoint(path: &Path, checkpoint: &Checkpoint) -> Result<()> {
-    let recipe = &checkpoint.recipe;
-    export(path, recipe, checkpoint.params.clone())
+/// If the recipe cannot be hashed.
+pub fn encoder_of_checkpoint(checkpoint: &Checkpoint) -> Result<(EncoderInfo, BTreeMap<String, Tensor>)> {
+    encoder(&checkpoint.recipe, checkpoint.params.clone())
 }
 
 /// Writes those of a run's tensors that are the encoder's.
@@ -24,6 +23,14 @@ pub fn export_checkpoint(path: &Path, checkpoint: &Checkpoint) -> Result<()> {
 /// # Errors
 /// If the recipe cannot be hashed or the file cannot be written.
 pub(crate) fn export(path: &Path, recipe: &Recipe, tensors: BTreeMap<String, Tensor>) -> Result<()> {
+    let (info, tensors) = encoder(recipe, tensors)?;
+    Ok(save_encoder(path, tensors, &info)?)
+}
+
+fn encoder(
+    recipe: &Recipe,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<(EncoderInfo, BTreeMap<String, Tensor>)> {
     let prefix = recipe.method.encoder_prefix();
     let own = tensors.into_iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t)));
     let info = EncoderInfo {
@@ -38,5 +45,5 @@ pub(crate) fn export(path: &Path, recipe: &Recipe, tensors: BTreeMap<String, Ten
         recipe_hash: recipe.hash()?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    Ok(save_encoder(path, own.collect(), &info)?)
+    Ok((info, own.collect()))
 }

@@ -33,7 +33,7 @@ pub use checkpoint::Checkpoint;
 pub use collapse::Spread;
 pub use error::{Error, Result};
 pub use evaluate::{Baselines, Evaluation, Protocol, Scores, evaluate};
-pub use export::export_checkpoint;
+pub use export::encoder_of_checkpoint;
 pub use gradients::{ClipScope, Gradients};
 pub use images::{Images, open_images};
 pub use loader::Loader;

@@ -1,13 +1,13 @@
-//! `cargo xtask eval` and `cargo xtask export`: what one does with a trained encoder.
+//! `cargo xtask eval`: how good an encoder is.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use candle_core::Device;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ssl_vision::backbones::load_encoder;
 use ssl_vision::eval::KnnConfig;
-use ssl_vision::train::{DataConfig, Protocol, RunFolder, evaluate, export_checkpoint, open_images};
+use ssl_vision::train::{DataConfig, Protocol, evaluate, open_images};
 
 use crate::{data_path, table, use_threads};
 
@@ -16,7 +16,7 @@ use crate::{data_path, table, use_threads};
 #[command(after_help = "Example:
   cargo xtask eval --weights runs/simclr-fashion-mnist/encoder.safetensors --data fashion-mnist")]
 pub(crate) struct Eval {
-    /// Encoder written by `pretrain` or `export`.
+    /// Encoder written by `pretrain`, `export` or `import`.
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
     /// Labelled images, as for `pretrain`; without a test split a part is held out.
@@ -73,43 +73,6 @@ impl Eval {
         } else {
             println!("\n{}", table::scores(&evaluation));
         }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Names under which the tensors of an export stand.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// torchvision's ResNet, loaded with strict=True once `fc` is replaced by an identity.
-    Torchvision,
-}
-
-/// Write the encoder of a run as safetensors for use elsewhere.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  cargo xtask export --run runs/simclr-fashion-mnist --format torchvision --out encoder.safetensors")]
-pub(crate) struct Export {
-    /// Folder of the run; its newest intact checkpoint is exported.
-    #[arg(long, value_name = "DIR")]
-    run: PathBuf,
-    /// Naming of the tensors.
-    #[arg(long, value_enum, default_value = "torchvision")]
-    format: Format,
-    /// File to write.
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-}
-
-impl Export {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Format::Torchvision = self.format;
-        let (folder, _) = RunFolder::open(&self.run)?;
-        let Some((path, checkpoint)) = folder.latest(&Device::Cpu, |notice| eprintln!("{notice}"))? else {
-            anyhow::bail!("{}: has no checkpoint yet", self.run.display());
-        };
-        export_checkpoint(&self.out, &checkpoint)?;
-        let name = path.file_name().map(Path::new).unwrap_or(&path);
-        println!("{} (from {})", self.out.display(), name.display());
         Ok(ExitCode::SUCCESS)
     }
 }
