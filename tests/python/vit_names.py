@@ -49,10 +49,11 @@ SWIGLU = {"mlp_ratio": 2.66667 * 2, "mlp_layer": SwiGLUPacked, "act_layer": nn.S
 
 
 class Timm:
-    """A network of timm; `official` reads its tensors under the names of DINOv2's official code."""
+    """A network of timm; `official` reads its tensors under the names of DINOv2's official code. With `pooled` the
+    embedding is compared in place of the tokens."""
 
-    def __init__(self, build, official=False):
-        self.build, self.official = build, official
+    def __init__(self, build, official=False, pooled=False):
+        self.build, self.official, self.pooled = build, official, pooled
 
     def network(self):
         return self.build()
@@ -69,7 +70,8 @@ class Timm:
         return network
 
     def tokens(self, network, images):
-        return network.forward_features(images)
+        tokens = network.forward_features(images)
+        return network.forward_head(tokens, pre_logits=True)[:, None] if self.pooled else tokens
 
 
 class Transformers:
@@ -175,6 +177,10 @@ def cases():
             **no_pooler,
         ),
         "transformers_clip": Transformers(hf.CLIPVisionModel, clip, prefix="vision_model.", first="pooled"),
+        "timm_fc_norm": Timm(partial(vit, global_pool="avg", fc_norm=True), pooled=True),
+        "transformers_beit_fc_norm": Transformers(
+            hf.BeitModel, partial(hf.BeitConfig, **{**beits, "use_mean_pooling": True}, **{each: True}), first="pooled"
+        ),
     }
 
 

@@ -142,6 +142,8 @@ impl Export {
   cargo xtask import --weights vit_small.safetensors --names timm --backbone vit_small --out encoder.safetensors
   cargo xtask import --weights dinov2.safetensors --names transformers-dinov2 --backbone vit_small \\
       --set backbone.patch_size=14 --set augment.size=518 --set backbone.vit.layer_scale=1 --out encoder.safetensors
+  cargo xtask import --weights beit.safetensors --names transformers-beit --backbone vit_base \\
+      --set backbone.vit.pooling=mean_norm --out encoder.safetensors     # fine-tuned: a norm behind the mean
   cargo xtask eval --weights encoder.safetensors --data ~/labelled")]
 pub(crate) struct Import {
     /// Safetensors file of the other program.

@@ -203,8 +203,8 @@ impl BackboneConfig {
         })
     }
 
-    /// How the last feature map becomes a vector: `avg`, the mean over its pixels, `token`, the class token, or `mean`,
-    /// the mean of the patches' tokens.
+    /// How the last feature map becomes a vector: `avg`, the mean over its pixels, `token`, the class token, `mean`, the
+    /// mean of the patches' tokens, or `mean_norm`, that mean with a norm after it.
     ///
     /// # Errors
     /// If the name is unknown.
@@ -214,6 +214,7 @@ impl BackboneConfig {
             Architecture::Vit(_) => match self.vit.unwrap_or_default().pooling {
                 Pooling::Token => "token",
                 Pooling::Mean => "mean",
+                Pooling::MeanNorm => "mean_norm",
             },
         })
     }

@@ -37,8 +37,12 @@ impl VitConfig {
                 relative_positions.push(relative(&of_block(i).pp("attn"))?);
             }
         }
-        let norm = LayerNorm::new(dim, options.norm_eps, &scope.pp("norm"))?;
-        Ok(Vit { embedding, blocks, relative_positions, norm, config: *self })
+        let norm = |name: &str| LayerNorm::new(dim, options.norm_eps, &scope.pp(name));
+        let (norm, pooled_norm) = match options.pooling {
+            Pooling::Token | Pooling::Mean => (Some(norm("norm")?), None),
+            Pooling::MeanNorm => (None, Some(norm("fc_norm")?)),
+        };
+        Ok(Vit { embedding, blocks, relative_positions, norm, pooled_norm, config: *self })
     }
 }
 
@@ -73,7 +77,10 @@ pub struct Vit {
     blocks: Vec<TransformerBlock>,
     /// None, one for all blocks, or one for each.
     relative_positions: Vec<RelativePositionBias>,
-    norm: LayerNorm,
+    /// Of the tokens.
+    norm: Option<LayerNorm>,
+    /// Of their mean, in place of the other.
+    pooled_norm: Option<LayerNorm>,
     config: VitConfig,
 }
 
@@ -167,12 +174,12 @@ impl Vit {
         Ok(found)
     }
 
-    /// The last norm.
+    /// The last norm; with [`Pooling::MeanNorm`] the tokens as they are.
     ///
     /// # Errors
     /// If the last dimension is not `dim`.
     pub fn norm(&self, tokens: &Tensor) -> Result<Tensor> {
-        self.norm.forward(tokens)
+        self.norm.as_ref().map_or_else(|| Ok(tokens.clone()), |norm| norm.forward(tokens))
     }
 
     /// Takes tokens that this network made apart.
@@ -230,9 +237,10 @@ impl Vit {
                 // The norm is one of rows: that of the class token needs no other.
                 self.norm(&x.squeeze(1)?)
             }
-            Pooling::Mean => {
+            Pooling::Mean | Pooling::MeanNorm => {
                 let x = self.run(&x, &VitPass { draws, ..Default::default() })?;
-                self.split(&self.norm(&x)?)?.patches.mean(1)
+                let mean = self.split(&self.norm(&x)?)?.patches.mean(1)?;
+                self.pooled_norm.as_ref().map_or(Ok(mean.clone()), |norm| norm.forward(&mean))
             }
         }
     }

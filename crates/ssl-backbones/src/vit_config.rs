@@ -83,6 +83,9 @@ pub enum Pooling {
     Token,
     /// The mean of the patches' tokens after the last norm: timm's `global_pool="avg"` with `fc_norm=False`.
     Mean,
+    /// The mean of the patches' tokens, then a norm, and none before: timm's `fc_norm`, with which BEiT, data2vec and MAE
+    /// are fine-tuned. For networks whose tokens nobody looks at.
+    MeanNorm,
 }
 
 /// What is added to the tokens before the first block.

@@ -31,10 +31,11 @@ pub(crate) const TIMM: Scheme = Scheme {
         ("norm_pre", &[&["norm_pre"]]),
         ("rel_pos_bias", &[&["rel_pos_bias"]]),
         ("norm", &[&["norm"]]),
+        ("fc_norm", &[&["fc_norm"]]),
     ],
     blocks: &["blocks"],
     inner: &[TIMM_BLOCK],
-    others: &["head", "fc_norm", "mask_token", "masked_embed", "decoder_", "lm_head"],
+    others: &["head", "mask_token", "masked_embed", "decoder_", "lm_head"],
 };
 
 const TIMM_BLOCK: &[Entry] = &[
@@ -81,6 +82,7 @@ const TRANSFORMERS: &[Entry] = &[
     ("patch_embed.proj", &[&["embeddings.patch_embeddings.projection"]]),
     ("rel_pos_bias", &[&["encoder.relative_position_bias"], &["shared_position_bias"]]),
     ("norm", &[&["layernorm"]]),
+    ("fc_norm", &[&["pooler.layernorm"]]),
 ];
 
 const VIT_BLOCK: &[Entry] = &[

@@ -12,8 +12,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 use ssl_backbones::{
-    Pooling, Positions, RelativePositions, TensorFile, Vit, VitConfig, VitMlp, VitNames, VitOptions,
-    VitQkvBias,
+    Backbone, Pooling, Positions, RelativePositions, TensorFile, Vit, VitConfig, VitMlp, VitNames,
+    VitOptions, VitQkvBias,
 };
 use ssl_nn::{Init, Params};
 
@@ -56,6 +56,12 @@ fn cases() -> Vec<(&'static str, VitNames, VitOptions)> {
         ("transformers_beit_each", VitNames::TransformersBeit, each),
         ("transformers_data2vec", VitNames::TransformersData2Vec, beit),
         ("transformers_clip", VitNames::TransformersClip, VitOptions::clip()),
+        ("timm_fc_norm", VitNames::Timm, VitOptions { pooling: Pooling::MeanNorm, ..plain }),
+        (
+            "transformers_beit_fc_norm",
+            VitNames::TransformersBeit,
+            VitOptions { pooling: Pooling::MeanNorm, ..each },
+        ),
     ]
 }
 
@@ -65,6 +71,14 @@ fn network(options: VitOptions, seed: u64) -> (VitConfig, Params, Vit) {
     let params = Params::new(seed, DType::F32, &Device::Cpu);
     let vit = config.build(&params.root()).unwrap();
     (config, params, vit)
+}
+
+/// The tokens, or the embedding as one of them where only that has a norm.
+fn output(vit: &Vit, images: &Tensor) -> Result<Tensor> {
+    match vit.config().options.pooling {
+        Pooling::MeanNorm => vit.forward_t(images, false)?.unsqueeze(1),
+        Pooling::Token | Pooling::Mean => vit.forward_features(images),
+    }
 }
 
 fn read(name: &str) -> (Tensors, Tensor, Tensor) {
@@ -91,7 +105,7 @@ fn networks_of_other_libraries_compute_the_same_here_and_are_written_as_they_wer
         let (config, params, vit) = network(options, 0);
         let ours = names.import(&theirs, &config).unwrap();
         params.load(&ours).unwrap();
-        let found = vit.forward_features(&images).unwrap();
+        let found = output(&vit, &images).unwrap();
         let found = found.narrow(1, 0, tokens.dim(1).unwrap()).unwrap();
         let difference = largest(&(found - tokens).unwrap());
         assert!(difference < TOLERANCE, "{name}: {difference}");
@@ -115,7 +129,7 @@ fn networks_of_ours_are_written_for_other_libraries() {
         let ours = params.all().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
         let mut tensors = names.export(&ours, &config).unwrap();
         let images = noise("images", &[2, 3, 8, 8]).unwrap();
-        tensors.insert("out.tokens".to_owned(), vit.forward_features(&images).unwrap().detach());
+        tensors.insert("out.tokens".to_owned(), output(&vit, &images).unwrap().detach());
         tensors.insert("in.images".to_owned(), images);
         let path = Path::new(&folder).join(format!("{name}.safetensors"));
         TensorFile { tensors, metadata: BTreeMap::new() }.write(&path).unwrap();

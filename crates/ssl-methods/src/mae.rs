@@ -308,6 +308,8 @@ mod tests {
         assert_eq!(error, "backbone.name = resnet18 is not a vision transformer, which the method needs");
         let relative = VitOptions { relative_positions: RelativePositions::Shared, ..VitOptions::mae() };
         assert!(TINY.validate_backbone(&vit(relative)).unwrap_err().contains("leaves tokens out"));
+        let pooled = VitOptions { pooling: ssl_backbones::Pooling::MeanNorm, ..VitOptions::mae() };
+        assert!(TINY.validate_backbone(&vit(pooled)).unwrap_err().contains("pooling = mean_norm leaves"));
         let all = MaeConfig { mask_ratio: 0.95, ..TINY };
         let error = all.validate_backbone(&vit(VitOptions::mae())).unwrap_err();
         assert!(error.contains("method.mask_ratio = 0.95 leaves 0 of 16 patches visible"), "{error}");

@@ -1,7 +1,7 @@
 //! What the methods share that predict what a mask hides.
 
 use candle_core::{D, DType, Result, Tensor};
-use ssl_backbones::{BackboneConfig, RelativePositions, VitConfig};
+use ssl_backbones::{BackboneConfig, Pooling, RelativePositions, VitConfig};
 use ssl_losses::unpatchify;
 
 use crate::method::Reconstruction;
@@ -9,9 +9,17 @@ use crate::method::Reconstruction;
 /// The network of a method that works on tokens.
 pub(crate) fn vision_transformer(backbone: &BackboneConfig) -> std::result::Result<VitConfig, String> {
     backbone.validate()?;
-    backbone.vision_transformer().map_err(|_| {
+    let vit = backbone.vision_transformer().map_err(|_| {
         format!("backbone.name = {} is not a vision transformer, which the method needs", backbone.name)
-    })
+    })?;
+    match vit.options.pooling {
+        Pooling::Token | Pooling::Mean => Ok(vit),
+        Pooling::MeanNorm => {
+            Err("backbone.vit.pooling = mean_norm leaves the tokens without a norm, which the \
+                                  method needs; it is for fine-tuned weights"
+                .to_owned())
+        }
+    }
 }
 
 /// A network that can pass some tokens alone.

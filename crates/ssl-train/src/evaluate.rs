@@ -95,12 +95,18 @@ impl Evaluation {
     pub fn to_json(&self) -> Map<String, Value> {
         let pair = |s: &Scores| json!({ "knn": s.knn, "linear": s.linear });
         let Self { encoder, baselines, zero_shot, protocol } = self;
+        let features = match protocol.backbone.pooling().unwrap_or_default() {
+            "token" => "class token",
+            "mean" => "mean of the patches",
+            "mean_norm" => "norm of the mean of the patches",
+            _ => "global average pool",
+        };
         let fields = json!({
             "knn": { "top1": encoder.knn, "k": protocol.knn.k, "temperature": protocol.knn.temperature },
             "linear": { "top1": encoder.linear, "c": encoder.linear_c, "converged": encoder.linear_converged },
             "baselines": { "pixels": pair(&baselines.pixels), "untrained": pair(&baselines.untrained) },
             "protocol": {
-                "features": "eval mode, global average pool",
+                "features": format!("eval mode, {features}"),
                 "knn": "cosine, weights exp(s / temperature)",
                 "linear": "multinomial logistic regression on standardised features, C by a hold-out of the training images",
                 "input_size": protocol.input_size,
