@@ -10,8 +10,12 @@
 
 use candle_core::{DType, Result, Tensor};
 
-/// Steps in a row that must look collapsed before somebody is told; early batches may look so by chance.
-const PATIENCE: usize = 20;
+/// Steps in a row that must look collapsed before somebody is told, at least and at most; early batches may look so by
+/// chance.
+const PATIENCE: [usize; 2] = [20, 500];
+
+/// Between these, the share of the run: some methods pass through a line when they begin to learn.
+const PATIENCE_SHARE: usize = 16;
 
 /// Share of the possible prototypes below which their use has collapsed; one prototype has in any case.
 const USED_SHARE: f64 = 0.01;
@@ -53,15 +57,25 @@ impl Spread {
     }
 }
 
-/// Tells once if the embeddings stay collapsed.
-#[derive(Debug, Default)]
+/// Tells if the embeddings stay collapsed, and if they recover after that, each once.
+#[derive(Debug)]
 pub(crate) struct CollapseWatch {
+    patience: usize,
     collapsed: usize,
     gathered: usize,
+    /// Steps in a row since it has told, without a sign of collapse.
+    healthy: usize,
     told: bool,
+    recovered: bool,
 }
 
 impl CollapseWatch {
+    /// The watch of a run of `total_steps` steps.
+    pub(crate) fn new(total_steps: usize) -> Self {
+        let patience = (total_steps / PATIENCE_SHARE).clamp(PATIENCE[0], PATIENCE[1]);
+        Self { patience, collapsed: 0, gathered: 0, healthy: 0, told: false, recovered: false }
+    }
+
     /// Looks at the terms of a step; returns a sentence for a person if now is the time.
     pub(crate) fn look(&mut self, step: usize, terms: &[(&'static str, f64)]) -> Option<String> {
         let term = |name: &str| terms.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
@@ -77,12 +91,24 @@ impl CollapseWatch {
         let codes = term("used_prototypes").zip(term("possible_prototypes"));
         let few = codes.is_some_and(|(used, possible)| used <= (USED_SHARE * possible).max(1.0));
         self.gathered = if few { self.gathered + 1 } else { 0 };
-        if self.collapsed.max(self.gathered) < PATIENCE || self.told {
+        if self.told {
+            self.healthy = if self.collapsed.max(self.gathered) == 0 { self.healthy + 1 } else { 0 };
+            let now = self.healthy == self.patience && !self.recovered;
+            self.recovered |= now;
+            let since = step + 1 - self.healthy;
+            return now.then(|| {
+                format!(
+                    "the embeddings have recovered since step {since}: standard deviation {std:.3}, {dimensions:.1} \
+                     dimensions filled"
+                )
+            });
+        }
+        if self.collapsed.max(self.gathered) < self.patience {
             return None;
         }
         self.told = true;
-        let since = step + 1 - PATIENCE;
-        if self.collapsed >= PATIENCE {
+        let since = step + 1 - self.patience;
+        if self.collapsed >= self.patience {
             let scale = deviation.map_or(String::new(), |d| format!(", {d:.3} before normalisation"));
             return Some(format!(
                 "the embeddings have collapsed since step {since}: standard deviation {std:.3} (1 is healthy, 0 is one \
@@ -120,13 +146,30 @@ mod tests {
     #[test]
     fn the_watch_speaks_once_and_only_after_its_patience() {
         let terms = |std: f64| [("embedding_std", std), ("embedding_dimensions", 9.0)];
-        let mut watch = CollapseWatch::default();
+        let mut watch = CollapseWatch::new(0);
         assert!(
-            (1..=PATIENCE).all(|step| watch.look(step, &terms(if step == 5 { 1.0 } else { 0.01 })).is_none())
+            (1..=PATIENCE[0])
+                .all(|step| watch.look(step, &terms(if step == 5 { 1.0 } else { 0.01 })).is_none())
         );
-        let said: Vec<_> = (PATIENCE + 1..200).filter_map(|step| watch.look(step, &terms(0.01))).collect();
+        let said: Vec<_> = (PATIENCE[0] + 1..200).filter_map(|step| watch.look(step, &terms(0.01))).collect();
         assert_eq!(said.len(), 1);
         assert!(said[0].contains("since step 6: standard deviation 0.010"), "{}", said[0]);
+    }
+
+    #[test]
+    fn long_runs_are_watched_longer_and_a_recovery_is_told_once() {
+        let terms = |std: f64| [("embedding_std", std), ("embedding_dimensions", 9.0)];
+        let mut watch = CollapseWatch::new(1600);
+        let mut said = |steps: std::ops::Range<usize>, std: f64| -> Vec<String> {
+            steps.filter_map(|step| watch.look(step, &terms(std))).collect()
+        };
+        // A sixteenth of the run is 100 steps.
+        assert!(said(1..100, 0.01).is_empty() && said(100..150, 0.5).is_empty());
+        assert!(said(150..249, 0.01).is_empty());
+        assert!(said(249..300, 0.01)[0].contains("collapsed since step 150"));
+        assert!(said(300..399, 0.5).is_empty());
+        assert!(said(399..400, 0.5)[0].contains("recovered since step 300: standard deviation 0.500"));
+        assert!(said(400..900, 0.01).is_empty() && said(900..1600, 0.5).is_empty());
     }
 
     #[test]
@@ -135,8 +178,8 @@ mod tests {
             [("deviation", deviation), ("embedding_std", 1.0), ("embedding_dimensions", 9.0)]
         };
         let said = |deviation: f64| {
-            let mut watch = CollapseWatch::default();
-            (1..=PATIENCE).find_map(|step| watch.look(step, &terms(deviation)))
+            let mut watch = CollapseWatch::new(0);
+            (1..=PATIENCE[0]).find_map(|step| watch.look(step, &terms(deviation)))
         };
         assert_eq!(said(0.4), None);
         assert!(said(0.01).unwrap().contains("1.000 (1 is healthy, 0 is one point), 0.010 before"));
@@ -147,8 +190,8 @@ mod tests {
         let said = |std: f64, dimensions: f64| {
             let terms =
                 [("prediction_gain", 0.5), ("embedding_std", std), ("embedding_dimensions", dimensions)];
-            let mut watch = CollapseWatch::default();
-            (1..=PATIENCE).find_map(|step| watch.look(step, &terms))
+            let mut watch = CollapseWatch::new(0);
+            (1..=PATIENCE[0]).find_map(|step| watch.look(step, &terms))
         };
         assert_eq!(said(0.5, 1.2), None);
         assert!(said(0.5, 1.02).unwrap().contains("1.0 dimensions filled"));
@@ -161,7 +204,7 @@ mod tests {
             let mut terms =
                 vec![("used_prototypes", used), ("embedding_std", 1.0), ("embedding_dimensions", 9.0)];
             terms.extend(possible.map(|possible| ("possible_prototypes", possible)));
-            let mut watch = CollapseWatch::default();
+            let mut watch = CollapseWatch::new(0);
             let told: Vec<_> = (8..100).filter_map(|step| watch.look(step, &terms)).collect();
             assert!(told.len() <= 1, "{told:?}");
             told.first().cloned()
@@ -172,7 +215,7 @@ mod tests {
         for (used, possible) in [(2.0, Some(60.0)), (31.0, Some(3000.0)), (1.0, None), (1.5, Some(60.0))] {
             assert_eq!(said(used, possible), None, "{used} of {possible:?}");
         }
-        let mut watch = CollapseWatch::default();
+        let mut watch = CollapseWatch::new(0);
         let mut look = |step, used| {
             watch.look(
                 step,

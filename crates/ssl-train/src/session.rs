@@ -212,7 +212,7 @@ impl Session {
         let mut loader =
             Loader::new(&self.recipe, self.images.train.clone(), range, self.threads, &self.device)?;
         observers.iter_mut().for_each(|observer| observer.on_start(self.step, last));
-        let mut watch = CollapseWatch::default();
+        let mut watch = CollapseWatch::new(last);
         while self.step < last {
             let started = Instant::now();
             let context = self.context();
