@@ -54,6 +54,18 @@ impl Observer for Progress {
         }
     }
 
+    fn on_pass(&mut self, done: usize, total: usize) {
+        let message = format!("looking at all images: {done} of {total}");
+        match &self.bar {
+            Some(bar) => bar.set_message(message),
+            None if done == 0 || done == total || self.last_line.elapsed() >= LINE_EVERY => {
+                self.last_line = Instant::now();
+                eprintln!("{message}");
+            }
+            None => {}
+        }
+    }
+
     fn on_step(&mut self, report: &StepReport<'_>) -> Control {
         let now = report.images as f64 / report.seconds;
         self.speed = Some(self.speed.map_or(now, |speed| 0.95 * speed + 0.05 * now));

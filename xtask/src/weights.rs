@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use ssl_vision::backbones::{
-    EncoderInfo, Positions, RelativePositions, TensorFile, VitNames, VitOptions, export_foreign,
+    EncoderInfo, HubFile, Positions, RelativePositions, TensorFile, VitNames, VitOptions, export_foreign,
     import_foreign, load_encoder, save_encoder,
 };
 use ssl_vision::train::{Recipe, RunFolder, encoder_of_checkpoint};
@@ -89,7 +89,7 @@ pub(crate) struct Export {
     run: Option<PathBuf>,
     /// Encoder file of ours to export instead.
     #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
+    weights: Option<String>,
     /// Naming of the tensors; by default ours, with a description.
     #[arg(long, value_enum)]
     format: Option<Names>,
@@ -102,10 +102,11 @@ impl Export {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let (info, tensors, from) = match (&self.run, &self.weights) {
             (_, Some(weights)) => {
-                let encoder = load_encoder(weights, &Device::Cpu)?;
+                let weights = local_file(weights)?;
+                let encoder = load_encoder(&weights, &Device::Cpu)?;
                 let tensors = encoder.params.all().into_iter();
                 let tensors = tensors.map(|(name, var)| (name, var.as_detached_tensor())).collect();
-                (encoder.info, tensors, weights.clone())
+                (encoder.info, tensors, weights)
             }
             (Some(run), None) => {
                 let (folder, _) = RunFolder::open(run)?;
@@ -144,11 +145,14 @@ impl Export {
       --set backbone.patch_size=14 --set augment.size=518 --set backbone.vit.layer_scale=1 --out encoder.safetensors
   cargo xtask import --weights beit.safetensors --names transformers-beit --backbone vit_base \\
       --set backbone.vit.pooling=mean_norm --out encoder.safetensors     # fine-tuned: a norm behind the mean
+  cargo run --release -p xtask --features hub -- import --weights hf://timm/vit_small_patch16_224.augreg_in21k/model.safetensors \\
+      --names timm --backbone vit_small --set augment.mean=[0.5,0.5,0.5] --set augment.std=[0.5,0.5,0.5] --out encoder.safetensors
   cargo xtask eval --weights encoder.safetensors --data ~/labelled")]
 pub(crate) struct Import {
-    /// Safetensors file of the other program.
+    /// Safetensors file of the other program, or one of the Hugging Face hub, hf://OWNER/NAME/FILE, if the runner was built
+    /// with `--features hub`.
     #[arg(long, value_name = "FILE")]
-    weights: PathBuf,
+    weights: String,
     /// Naming of its tensors.
     #[arg(long, value_enum)]
     names: Names,
@@ -174,10 +178,10 @@ pub(crate) struct Import {
 impl Import {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let recipe = self.recipe()?;
-        let file = TensorFile::read_foreign(&self.weights, &Device::Cpu)?;
+        let file = TensorFile::read_foreign(&local_file(&self.weights)?, &Device::Cpu)?;
         let count = file.tensors.len();
         let tensors = import_foreign(file.tensors, self.names.of_vit(), &recipe.backbone)
-            .with_context(|| format!("{}: --names {}", self.weights.display(), name_of(self.names)))?;
+            .with_context(|| format!("{}: --names {}", self.weights, name_of(self.names)))?;
         let info = EncoderInfo {
             pooling: recipe.backbone.pooling()?.to_owned(),
             backbone: recipe.backbone,
@@ -191,7 +195,7 @@ impl Import {
         };
         let kept = tensors.len();
         save_encoder(&self.out, tensors, &info)?;
-        println!("{} ({kept} tensors of {count} in {})", self.out.display(), self.weights.display());
+        println!("{} ({kept} tensors of {count} in {})", self.out.display(), self.weights);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -220,6 +224,14 @@ impl Import {
             settings.push((key.to_owned(), value.trim().to_owned()));
         }
         Ok(Recipe::parse(&layer.to_string(), &settings)?)
+    }
+}
+
+/// The file at a path, or that of an address of the hub, downloaded.
+pub(crate) fn local_file(address: &str) -> anyhow::Result<PathBuf> {
+    match HubFile::parse(address)? {
+        Some(file) => Ok(file.fetch()?),
+        None => Ok(PathBuf::from(address)),
     }
 }
 

@@ -34,6 +34,14 @@ pub enum Error {
         /// Both sides: what it holds and what was expected.
         reason: String,
     },
+    /// A file of the hub could not be had.
+    #[error("{address}: {reason}")]
+    Hub {
+        /// Its address.
+        address: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -19,6 +19,7 @@
 mod backbone;
 mod encoder;
 mod error;
+mod hub;
 mod jepa_predictor;
 mod mae_decoder;
 mod part;
@@ -34,6 +35,7 @@ mod vit_names;
 pub use backbone::{Backbone, BackboneConfig};
 pub use encoder::{Encoder, EncoderInfo, export_foreign, import_foreign, load_encoder, save_encoder};
 pub use error::{Error, Result};
+pub use hub::HubFile;
 pub use jepa_predictor::{JepaPredictor, JepaPredictorConfig};
 pub use mae_decoder::{MaeDecoder, MaeDecoderConfig};
 pub use regnet::{RegNet, RegNetConfig, RegNetStage};

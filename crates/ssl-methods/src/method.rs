@@ -127,7 +127,7 @@ pub trait Method: Send + Sync {
     /// Sees every image of the data set once, as batches of the training's views in the order of the images.
     ///
     /// # Errors
-    /// If a batch is an error, or a tensor operation fails.
+    /// If a batch is an error, or a tensor operation fails; then the method is as it was before.
     fn pass(
         &mut self,
         _context: &StepContext,

@@ -39,6 +39,10 @@ pub trait Observer {
     /// Called before the first step with the number of steps already done and of the whole run.
     fn on_start(&mut self, _done: usize, _total_steps: usize) {}
 
+    /// Called while the method is shown all images, before a step: SeLa's labels and BEiT's codes are found that way. `done`
+    /// of them have been shown, `total` when it is at its end.
+    fn on_pass(&mut self, _done: usize, _total: usize) {}
+
     /// Called after every step.
     fn on_step(&mut self, _report: &StepReport<'_>) -> Control {
         Control::Continue

@@ -216,8 +216,9 @@ impl Session {
         while self.step < last {
             let started = Instant::now();
             let context = self.context();
-            if self.trainer.method.wants_pass(&context) {
-                self.pass(&context)?;
+            if self.trainer.method.wants_pass(&context) && !self.pass(&context, observers, stop)? {
+                self.save()?;
+                return Ok(Outcome::Interrupted { step: self.step });
             }
             let rate = lr.at(self.step);
             let rates = Rates { lr: rate, weight_decay_factor: weight_decay.at(self.step) };
@@ -265,24 +266,41 @@ impl Session {
         Ok(Outcome::Finished)
     }
 
-    /// Shows the method all images.
-    fn pass(&mut self, context: &StepContext) -> Result<()> {
+    /// Shows the method all images. `false` if somebody asked to stop before it had seen all: then it is as it was.
+    fn pass(
+        &mut self,
+        context: &StepContext,
+        observers: &mut [Box<dyn Observer>],
+        stop: &AtomicBool,
+    ) -> Result<bool> {
         let images = self.images.train.clone();
+        let (mut done, total) = (0, images.len());
         let mut loader = Loader::pass(&self.recipe, images, context.step, self.threads, &self.device)?;
-        // An error of the loader keeps its kind; to the method it is only the end of the pass.
-        let mut failed = None;
-        let mut batches = std::iter::from_fn(|| match loader.next_batch()? {
-            Ok(batch) => Some(Ok(batch)),
-            Err(error) => {
-                let told = candle_core::Error::Msg(error.to_string());
-                failed = Some(error);
-                Some(Err(told))
+        // An error of the loader keeps its kind; to the method it is only the end of the pass, as a stop is.
+        let (mut failed, mut stopped) = (None, false);
+        let mut batches = std::iter::from_fn(|| {
+            observers.iter_mut().for_each(|observer| observer.on_pass(done, total));
+            stopped = done < total && stop.load(Ordering::Relaxed);
+            if stopped {
+                return Some(Err(candle_core::Error::Msg("the pass was stopped".to_owned())));
+            }
+            match loader.next_batch()? {
+                Ok(batch) => {
+                    done += batch.index.len();
+                    Some(Ok(batch))
+                }
+                Err(error) => {
+                    let told = candle_core::Error::Msg(error.to_string());
+                    failed = Some(error);
+                    Some(Err(told))
+                }
             }
         });
         let shown = self.trainer.method.pass(context, &mut batches);
         match failed {
             Some(error) => Err(error),
-            None => Ok(shown?),
+            None if stopped => Ok(false),
+            None => shown.map(|()| true).map_err(Error::from),
         }
     }
 
