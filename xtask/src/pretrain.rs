@@ -174,7 +174,7 @@ fn introduce(session: &Session) {
 
 /// `2 of 28x28, 4 of 16x16`.
 fn views(recipe: &Recipe) -> String {
-    let sizes = recipe.augment.multi_view().map(|views| views.sizes()).unwrap_or_default();
+    let sizes = recipe.view_sizes().unwrap_or_default();
     let groups = sizes.chunk_by(|a, b| a == b).map(|group| format!("{} of {1}x{1}", group.len(), group[0]));
     groups.collect::<Vec<_>>().join(", ")
 }

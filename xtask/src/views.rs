@@ -69,7 +69,7 @@ impl Views {
         let mut loader = Loader::new(recipe, images.train.clone(), 0..1, threads, &Device::Cpu)?;
         let batch = loader.next_batch().context("the recipe has no steps")??;
         let originals = ResizeCenterCrop::evaluation(recipe.augment.size)?;
-        let sizes = recipe.augment.multi_view()?.sizes();
+        let sizes = recipe.view_sizes()?;
         let tile = recipe.augment.size.max(sizes.iter().copied().max().unwrap_or(0));
         let mut tiles = Tiles::new(self.images, 1 + sizes.len(), tile);
         for (row, index) in batch.index.iter().take(self.images).enumerate() {

@@ -180,6 +180,38 @@ fn a_folder_that_is_mostly_broken_is_refused_under_either_policy() {
 }
 
 #[test]
+fn pairs_of_images_are_trained_on_and_a_missing_partner_is_named() {
+    let root = temporary();
+    let (data, out) = (images(&root, "photos", &[""], 10), root.path().join("run"));
+    let clip = |method: &str, more: &str| {
+        let mut command = xtask();
+        command.args(["pretrain", "--method", method, "--threads", "1", "--data"]).arg(&data);
+        command.arg("--out").arg(&out);
+        let tiny =
+            "augment.size=8 backbone.width=2 train.batch_size=5 train.epochs=1 schedule.warmup_epochs=0";
+        command.args(tiny.split_whitespace().chain(more.split_whitespace()).flat_map(|s| ["--set", s]));
+        command
+    };
+    let pairs = "method.second_tower=image data.partners=../depth";
+    fails(clip("clip", "method.second_tower=image"), &["data.partners is empty, but clip compares pairs"]);
+    fails(
+        clip("simclr", "data.partners=../depth"),
+        &["data.partners = \"../depth\", but simclr looks at images alone"],
+    );
+    fails(clip("clip", pairs), &["depth", "No such file"]);
+    images(&root, "depth", &[""], 9);
+    fails(clip("clip", pairs), &["depth", "holds no partner of", "09.png"]);
+    assert!(!out.exists());
+    images(&root, "depth", &[""], 10);
+    let text =
+        succeeds(clip("clip", &format!("{pairs} augment.views=[{{size=8}},{{size=6,crop_scale=[0.5,1]}}]")));
+    assert!(
+        text.contains("each with a partner") && text.contains("views of 1 of 8x8, 1 of 6x6 pixels"),
+        "{text}"
+    );
+}
+
+#[test]
 fn texts_that_images_lack_are_named_before_anything_is_written() {
     let root = temporary();
     let (data, out) = (images(&root, "photos", &[""], 10), root.path().join("run"));

@@ -52,7 +52,7 @@ impl<D: Dataset> Dataset for Cached<D> {
     fn get(&self, index: usize) -> Result<Sample> {
         if let Some(image) = self.slots.get(index).and_then(OnceLock::get) {
             let (image, label, caption) = (image.clone(), self.label(index), self.caption(index));
-            return Ok(Sample { image, label, caption });
+            return Ok(Sample { image, label, caption, partner: None });
         }
         let sample = self.dataset.get(index)?;
         self.keep(index, &sample.image);
@@ -109,6 +109,7 @@ mod tests {
                     image: Image::new(10, 10, vec![index as u8; 300])?,
                     label: self.label(index),
                     caption: None,
+                    partner: None,
                 }),
                 _ => Err(Error::Index { index, len: 5 }),
             }

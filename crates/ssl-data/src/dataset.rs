@@ -7,7 +7,7 @@ use ssl_augment::Image;
 
 use crate::Result;
 
-/// One image with its label and its caption.
+/// One image with its label, its caption and its partner.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// The image, RGB, 8 bits a channel.
@@ -16,6 +16,8 @@ pub struct Sample {
     pub label: Option<u32>,
     /// What a person says of the image, or `None` where the data has no captions.
     pub caption: Option<Arc<str>>,
+    /// An image of another kind of the same thing, such as its depth, or `None` where the data has no pairs.
+    pub partner: Option<Image>,
 }
 
 /// An ordered collection of images that can be read in any order, from several threads.

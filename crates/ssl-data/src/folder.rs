@@ -1,5 +1,6 @@
 //! Folders of image files.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use crate::cached::Cached;
 use crate::captions::Captions;
 use crate::fingerprint::Fingerprint;
+use crate::open::folder_name;
 use crate::{Dataset, Error, Limits, OpenOptions, Result, Sample, Splits, decode_file};
 
 const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
@@ -16,15 +18,22 @@ const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
 /// Opens the image files below `root`, whose name for people is `name`.
 pub(crate) fn open(root: &Path, name: &str, options: &OpenOptions) -> Result<Splits> {
     let limits = &options.limits;
-    let cached = |images| Box::new(Cached::new(images, options.cache_bytes));
     let captions = options.captions.as_ref().map(|file| Captions::read(file, limits)).transpose()?;
-    let with_captions = |train: ImageFolder, split: &str, test: &[Vec<u8>]| match &captions {
-        Some(captions) => train.with_captions(captions, split, test),
-        None => Ok(train),
+    let trained = |mut train: ImageFolder, split: &str, test: &[Vec<u8>]| -> Result<Box<dyn Dataset>> {
+        if let Some(captions) = &captions {
+            train = train.with_captions(captions, split, test)?;
+        }
+        let Some(partners) = &options.partners else {
+            return Ok(Box::new(Cached::new(train, options.cache_bytes)));
+        };
+        let partners =
+            ImageFolder::open(partners, folder_name(partners), limits)?.partners_of(&train, split)?;
+        let cached = |images| Cached::new(images, options.cache_bytes / 2);
+        Ok(Box::new(Pairs { images: cached(train), partners: cached(partners) }))
     };
     let Some((train, test)) = find_splits(root)? else {
         let images = ImageFolder::open(root, name.to_owned(), limits)?;
-        return Ok(Splits { train: cached(with_captions(images, "", &[])?), test: None });
+        return Ok(Splits { train: trained(images, "", &[])?, test: None });
     };
     let open_split = |split: &str| ImageFolder::open(&root.join(split), format!("{name}/{split}"), limits);
     let images = open_split(train)?;
@@ -34,7 +43,7 @@ pub(crate) fn open(root: &Path, name: &str, options: &OpenOptions) -> Result<Spl
     };
     let others = tested.as_ref().map(|(split, images)| images.keys(split)).unwrap_or_default();
     let test = tested.map(|(_, images)| Box::new(images) as Box<dyn Dataset>);
-    Ok(Splits { train: cached(with_captions(images, train, &others)?), test })
+    Ok(Splits { train: trained(images, train, &others)?, test })
 }
 
 /// The sub-folders for training and testing, if `root` is divided so.
@@ -132,6 +141,67 @@ impl ImageFolder {
     }
 }
 
+impl ImageFolder {
+    /// The images of this folder that are partners of `images`, which are those of `split`, in their order. Both folders
+    /// have the same splits, or this one has none.
+    fn partners_of(mut self, images: &ImageFolder, split: &str) -> Result<Self> {
+        let bare = |file: &Path| sort_key(&file.with_extension(""));
+        let places: BTreeMap<Vec<u8>, &PathBuf> = self.files.iter().map(|file| (bare(file), file)).collect();
+        let partner = |file: &PathBuf| {
+            let found = places.get(&bare(&Path::new(split).join(file))).or_else(|| places.get(&bare(file)));
+            found.map(|file| (*file).clone()).ok_or_else(|| {
+                let image = images.root.join(file);
+                let reason =
+                    format!("holds no partner of {}: no image of that path below it", image.display());
+                Error::malformed(&self.root, reason)
+            })
+        };
+        let files = images.files.iter().map(partner).collect::<Result<Vec<_>>>()?;
+        self.files = files;
+        Ok(self)
+    }
+}
+
+/// Images and, in the same order, their partners.
+#[derive(Debug)]
+struct Pairs {
+    images: Cached<ImageFolder>,
+    partners: Cached<ImageFolder>,
+}
+
+impl Dataset for Pairs {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn get(&self, index: usize) -> Result<Sample> {
+        let partner = self.partners.get(index)?.image;
+        Ok(Sample { partner: Some(partner), ..self.images.get(index)? })
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.images.label(index)
+    }
+
+    fn caption(&self, index: usize) -> Option<Arc<str>> {
+        self.images.caption(index)
+    }
+
+    fn class_names(&self) -> &[String] {
+        self.images.class_names()
+    }
+
+    fn fingerprint(&self) -> String {
+        let mut fingerprint = Fingerprint::new("pairs");
+        [&self.images, &self.partners].iter().for_each(|side| fingerprint.add(side.fingerprint().as_bytes()));
+        fingerprint.finish()
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, each with a partner", self.images.describe())
+    }
+}
+
 impl Dataset for ImageFolder {
     fn len(&self) -> usize {
         self.files.len()
@@ -140,7 +210,7 @@ impl Dataset for ImageFolder {
     fn get(&self, index: usize) -> Result<Sample> {
         let file = self.files.get(index).ok_or(Error::Index { index, len: self.len() })?;
         let image = decode_file(&self.root.join(file), &self.limits)?;
-        Ok(Sample { image, label: self.label(index), caption: self.caption(index) })
+        Ok(Sample { image, label: self.label(index), caption: self.caption(index), partner: None })
     }
 
     fn label(&self, index: usize) -> Option<u32> {

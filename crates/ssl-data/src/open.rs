@@ -1,6 +1,6 @@
 //! Opening a folder whatever it holds.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::cifar::{self, CIFAR_10, CIFAR_100};
 use crate::{CaptionFile, Error, Limits, Result, Splits, folder, idx};
@@ -20,6 +20,9 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Captions of the images of a folder, one for each training image.
     pub captions: Option<CaptionFile>,
+    /// A folder with a partner for each training image of a folder: an image of another kind under the same relative path,
+    /// whatever its extension. Half of `cache_bytes` is for partners.
+    pub partners: Option<PathBuf>,
 }
 
 /// Opens the data set in the folder at `path`.
@@ -41,8 +44,8 @@ pub struct OpenOptions {
 /// # Errors
 ///
 /// [`Error::Unrecognised`] for a path that does not exist, is no folder or holds nothing of the above,
-/// [`Error::Malformed`] for broken IDX and CIFAR files, for splits with different classes, and for captions that do not
-/// fit the images or belong to no folder of images,
+/// [`Error::Malformed`] for broken IDX and CIFAR files, for splits with different classes, and for captions and
+/// partners that do not fit the images or belong to no folder of images,
 /// [`Error::Io`] where the operating system refuses.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Splits> {
     if !path.exists() {
@@ -58,6 +61,10 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Splits> {
         let reason = format!("{} holds no image files that it could name", path.display());
         return Err(Error::malformed(&captions.path, reason));
     }
+    if let Some(partners) = options.partners.as_ref().filter(|_| is_idx || cifar.is_some()) {
+        let reason = format!("{} holds no image files that they could be partners of", path.display());
+        return Err(Error::malformed(partners, reason));
+    }
     if is_idx {
         return idx::open(path, &folder_name(path), limits);
     }
@@ -71,7 +78,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Splits> {
 }
 
 /// The name of a folder even if the path is `.` or ends in `..`.
-fn folder_name(path: &Path) -> String {
+pub(crate) fn folder_name(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     absolute.file_name().unwrap_or(absolute.as_os_str()).to_string_lossy().into_owned()
 }

@@ -76,7 +76,7 @@ impl Dataset for Packed {
             Layout::PlanarRgb => interleave(pixels),
         };
         let image = Image::new(self.parts.width, self.parts.height, rgb)?;
-        Ok(Sample { image, label: self.label(index), caption: None })
+        Ok(Sample { image, label: self.label(index), caption: None, partner: None })
     }
 
     fn label(&self, index: usize) -> Option<u32> {

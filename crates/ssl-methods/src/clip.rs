@@ -3,6 +3,9 @@
 //! An image encoder and a text encoder, each with a linear projection into one space: an image finds its text among
 //! those of the batch, and a text its image, by cosines times a learned scale. Negatives prevent collapse.
 //!
+//! With `second_tower = "image"` the place of texts is taken by images of another kind of the same things, such as depth or
+//! another spectrum, and that of the text encoder by a second image encoder.
+//!
 //! One view of each image, a large crop. The logarithm of the scale starts at `ln(1 / 0.07)` and is held in `[0, ln 100]`
 //! after each optimiser step. The text side has OpenAI's names and initial weights; the image side is any encoder of this
 //! project under its own names, with OpenAI's `visual.proj` behind it. Two images of a batch with equal texts are
@@ -16,7 +19,7 @@ use candle_core::{Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig};
 use ssl_losses::clip;
-use ssl_nn::{Init, Params};
+use ssl_nn::{Init, Params, Scope};
 
 use crate::checks;
 use crate::config::Settings;
@@ -39,14 +42,41 @@ pub struct ClipConfig {
     pub text_layers: usize,
     /// Heads of each block; must divide `text_width`.
     pub text_heads: usize,
+    /// What images are compared with.
+    #[serde(skip_serializing_if = "SecondTower::is_text")]
+    pub second_tower: SecondTower,
     /// τ at the start, the divisor of the similarities, whose inverse is learned as the scale; in [0.01, 1].
     pub temperature: f64,
+}
+
+/// What CLIP compares images with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecondTower {
+    /// Texts, by a text transformer.
+    #[default]
+    Text,
+    /// Images of another kind of the same things, by a second encoder of the same architecture.
+    Image,
+}
+
+impl SecondTower {
+    fn is_text(&self) -> bool {
+        *self == Self::Text
+    }
 }
 
 impl Default for ClipConfig {
     fn default() -> Self {
         let TextTowerConfig { width, layers, heads, embed_dim, .. } = TextTowerConfig::default();
-        Self { embed_dim, text_width: width, text_layers: layers, text_heads: heads, temperature: 0.07 }
+        Self {
+            embed_dim,
+            text_width: width,
+            text_layers: layers,
+            text_heads: heads,
+            second_tower: SecondTower::Text,
+            temperature: 0.07,
+        }
     }
 }
 
@@ -74,7 +104,15 @@ impl Settings for ClipConfig {
     }
 
     fn needs_text(&self) -> bool {
-        true
+        self.second_tower == SecondTower::Text
+    }
+
+    fn needs_pairs(&self) -> bool {
+        self.second_tower == SecondTower::Image
+    }
+
+    fn unwritten(&self) -> &'static [(&'static str, &'static str)] {
+        &[("second_tower", "text")]
     }
 }
 
@@ -82,8 +120,14 @@ impl Settings for ClipConfig {
 pub struct Clip {
     backbone: Box<dyn Backbone>,
     projection: Tensor,
-    text: TextTower,
+    second: Second,
     log_scale: Var,
+}
+
+/// The other encoder with its projection.
+enum Second {
+    Text(TextTower),
+    Image(Box<dyn Backbone>, Tensor),
 }
 
 impl std::fmt::Debug for Clip {
@@ -93,39 +137,61 @@ impl std::fmt::Debug for Clip {
 }
 
 impl Clip {
-    /// Creates `backbone.*` and `visual.proj`, the tensors of a [`TextTower`], and `logit_scale` in `params`.
+    /// Creates `backbone.*` and `visual.proj`, the tensors of a [`TextTower`] or `second.backbone.*` and `second.proj`, and
+    /// `logit_scale` in `params`.
     ///
     /// # Errors
     /// If a width is 0 or the backbone is unknown.
     pub fn new(config: &ClipConfig, backbone: &BackboneConfig, params: &Params) -> Result<Self> {
         let ClipConfig { embed_dim, text_width: width, text_layers: layers, text_heads: heads, .. } = *config;
         let root = params.root();
-        let backbone = backbone.build(&root.pp("backbone"))?;
-        let d = backbone.embed_dim();
+        let d = backbone.embed_dim()?;
         let init = Init::Normal { std: (d as f64).powf(-0.5) };
-        let projection = root.pp("visual").trainable("proj", (d, embed_dim), init)?;
-        let text = TextTowerConfig { width, layers, heads, embed_dim, ..TextTowerConfig::default() };
-        let text = TextTower::new(&text, &root)?;
+        let image_tower = |scope: &Scope, projection: &Scope| -> Result<(Box<dyn Backbone>, Tensor)> {
+            let encoder = backbone.build(&scope.pp("backbone"))?;
+            Ok((encoder, projection.trainable("proj", (d, embed_dim), init)?))
+        };
+        let (encoder, projection) = image_tower(&root, &root.pp("visual"))?;
+        let second = match config.second_tower {
+            SecondTower::Text => {
+                let text = TextTowerConfig { width, layers, heads, embed_dim, ..TextTowerConfig::default() };
+                Second::Text(TextTower::new(&text, &root)?)
+            }
+            SecondTower::Image => {
+                let scope = root.pp("second");
+                let (encoder, projection) = image_tower(&scope, &scope)?;
+                Second::Image(encoder, projection)
+            }
+        };
         root.trainable("logit_scale", (), Init::Const(-config.temperature.ln()))?;
         let Some(log_scale) = params.get("logit_scale") else {
             bail!("clip: `logit_scale` is not in the store");
         };
-        Ok(Self { backbone, projection, text, log_scale })
+        Ok(Self { backbone: encoder, projection, second, log_scale })
     }
 }
 
 impl Method for Clip {
     fn num_views(&self) -> RangeInclusive<usize> {
-        1..=1
+        match self.second {
+            Second::Text(_) => 1..=1,
+            Second::Image(..) => 2..=2,
+        }
     }
 
     fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
-        let [x] = batch.views.as_slice() else {
-            bail!("clip needs 1 view, got {}", batch.views.len());
-        };
-        let Some(ids) = &batch.text else { bail!("clip needs a text for every image, got none") };
+        let (x, text) = match (&self.second, batch.views.as_slice()) {
+            (Second::Text(tower), [x]) => {
+                let Some(ids) = &batch.text else { bail!("clip needs a text for every image, got none") };
+                (x, tower.forward(ids)?)
+            }
+            (Second::Image(encoder, projection), [x, partner]) => {
+                (x, encoder.forward_train(partner, context.draws(1))?.matmul(projection)?)
+            }
+            (Second::Text(_), views) => bail!("clip needs 1 view, got {}", views.len()),
+            (Second::Image(..), views) => bail!("clip needs 2 views, got {}", views.len()),
+        }; // (N, e)
         let image = self.backbone.forward_train(x, context.draws(0))?.matmul(&self.projection)?; // (N, e)
-        let text = self.text.forward(ids)?; // (N, e)
         let s = self.log_scale.as_tensor();
         let loss = clip(&image, &text, s)?;
         // I(image; text) >= log N - loss, in nats.
@@ -151,7 +217,10 @@ impl Method for Clip {
     }
 
     fn dual_encoder(&self) -> Option<&dyn DualEncoder> {
-        Some(self)
+        match self.second {
+            Second::Text(_) => Some(self),
+            Second::Image(..) => None,
+        }
     }
 }
 
@@ -161,7 +230,10 @@ impl DualEncoder for Clip {
     }
 
     fn embed_texts(&self, tokens: &Tensor) -> Result<Tensor> {
-        Ok(self.text.forward(tokens)?.detach())
+        match &self.second {
+            Second::Text(tower) => Ok(tower.forward(tokens)?.detach()),
+            Second::Image(..) => bail!("clip: the second tower reads images and no texts"),
+        }
     }
 }
 
@@ -173,8 +245,14 @@ mod tests {
     use super::*;
     use crate::testing::{CONTEXT, assert_gradients_reach, images, params, resnet};
 
-    const TINY: ClipConfig =
-        ClipConfig { embed_dim: 6, text_width: 8, text_layers: 2, text_heads: 2, temperature: 0.07 };
+    const TINY: ClipConfig = ClipConfig {
+        embed_dim: 6,
+        text_width: 8,
+        text_layers: 2,
+        text_heads: 2,
+        second_tower: SecondTower::Text,
+        temperature: 0.07,
+    };
 
     /// A batch of `n` images, each with a text of its own, of several lengths.
     fn pairs(n: usize) -> Batch {
@@ -206,6 +284,24 @@ mod tests {
             let method = Clip::new(&TINY, &backbone, &params).unwrap();
             assert_gradients_reach(&method, &params, &pairs(5), &[]);
         }
+    }
+
+    #[test]
+    fn pairs_of_images_have_an_encoder_each_and_no_texts() {
+        let params = params();
+        let config = ClipConfig { second_tower: SecondTower::Image, ..TINY };
+        let method = Clip::new(&config, &resnet(), &params).unwrap();
+        assert!(config.needs_pairs() && !config.needs_text() && method.dual_encoder().is_none());
+        assert_gradients_reach(&method, &params, &images(2, 5), &[]);
+        let names = params.names();
+        assert!(names.iter().any(|name| name == "second.proj") && !names.iter().any(|n| n.contains("token")));
+        // An image and its partner go through encoders of their own.
+        let batch = images(2, 4);
+        let swapped = Batch { views: batch.views.iter().rev().cloned().collect(), ..batch.clone() };
+        let loss = |batch: &Batch| scalar(&method.loss(batch, &CONTEXT).unwrap().loss);
+        assert!((loss(&batch) - loss(&swapped)).abs() > 1e-5);
+        let error = method.loss(&images(1, 4), &CONTEXT).unwrap_err().to_string();
+        assert!(error.contains("2 views, got 1"), "{error}");
     }
 
     #[test]

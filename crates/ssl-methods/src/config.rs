@@ -57,6 +57,17 @@ pub(crate) trait Settings {
     fn needs_text(&self) -> bool {
         false
     }
+
+    /// Whether every image needs a partner of another kind.
+    fn needs_pairs(&self) -> bool {
+        false
+    }
+
+    /// Settings that are not written where they have their default, with that: later ones than the recipes of the method,
+    /// which so keep their hashes.
+    fn unwritten(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
 }
 
 /// The enumeration of all methods: name on the command line, variant, settings, and the paper's values of them.
@@ -197,5 +208,15 @@ impl MethodConfig {
     /// Whether every image needs a text ([`Batch::text`](crate::Batch::text)).
     pub fn needs_text(&self) -> bool {
         self.settings().needs_text()
+    }
+
+    /// Whether every image needs a partner of another kind, of which the last views are.
+    pub fn needs_pairs(&self) -> bool {
+        self.settings().needs_pairs()
+    }
+
+    /// Settings that are not written where they have their default, with that.
+    pub fn unwritten(&self) -> &'static [(&'static str, &'static str)] {
+        self.settings().unwritten()
     }
 }

@@ -193,19 +193,22 @@ impl Method for IJepa {
         let z = self.context_encoder.norm(&z)?; // (B, K, d)
         let h = self.targets(x)?; // (B, N, d)
 
-        // Block by block, all images of one after the other: (T B, M).
+        // Block by block, all images of one after the other.
         let blocks: Vec<Vec<u32>> = (0..self.config.targets)
             .flat_map(|t| targets.iter().map(move |image| image[t].clone()))
             .collect();
-        let wanted = Tensor::new(blocks, x.device())?;
+        let wanted = Tensor::new(blocks.clone(), x.device())?; // (T B, M)
         let each = self.config.targets;
         let predicted =
             self.predictor.forward(&z.repeat((each, 1, 1))?, &known.repeat((each, 1))?, &wanted)?;
-        let (_, _, d) = h.dims3()?;
-        let wanted = wanted.unsqueeze(2)?.broadcast_as(predicted.shape())?.contiguous()?;
-        let h_wanted = h.repeat((each, 1, 1))?.gather(&wanted, 1)?; // (T B, M, d)
+
+        let (b, n, d) = h.dims3()?;
+        let tokens = h.reshape((b * n, d))?;
+        let rows = blocks.iter().enumerate();
+        let rows = rows.flat_map(|(i, block)| block.iter().map(move |patch| (i % b * n) as u32 + patch));
+        let rows = Tensor::new(rows.collect::<Vec<_>>(), x.device())?;
+        let h_wanted = tokens.index_select(&rows, 0)?.reshape(predicted.shape())?; // (T B, M, d)
         let loss = smooth_l1(&predicted, &h_wanted, 1.0)?;
-        let tokens = h.reshape(((), d))?; // (B N, d)
         let mean = tokens.mean_keepdim(0)?.unsqueeze(0)?.broadcast_as(h_wanted.shape())?;
         Ok(StepOutput {
             terms: vec![

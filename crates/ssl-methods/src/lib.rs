@@ -45,7 +45,7 @@ mod vicreg;
 pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig};
 pub use beit::{Beit, BeitConfig};
 pub use byol::{Byol, ByolConfig};
-pub use clip::{Clip, ClipConfig};
+pub use clip::{Clip, ClipConfig, SecondTower};
 pub use config::MethodConfig;
 pub use data2vec::{Data2Vec, Data2VecConfig};
 pub use dino::{Dino, DinoConfig};

@@ -1,7 +1,7 @@
 //! How a recipe says which views are made of an image.
 
 use serde::{Deserialize, Serialize};
-use ssl_augment::{MultiView, Normalize, ViewConfig, presets};
+use ssl_augment::{Normalize, ViewConfig, presets};
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
@@ -46,14 +46,6 @@ impl AugmentConfig {
         }
     }
 
-    /// The views of every image.
-    ///
-    /// # Errors
-    /// If the preset is unknown or a value out of range.
-    pub fn multi_view(&self) -> Result<MultiView> {
-        Ok(MultiView::new(&self.views()?)?)
-    }
-
     /// The last step of every view.
     ///
     /// # Errors
@@ -73,7 +65,8 @@ impl AugmentConfig {
         }
     }
 
-    fn views(&self) -> Result<Vec<ViewConfig>> {
+    /// The settings of each group of views.
+    pub(crate) fn views(&self) -> Result<Vec<ViewConfig>> {
         let views = presets::by_name(&self.preset, self.size, self.strength).ok_or_else(|| {
             let names = presets::names().join(", ");
             Error::Recipe(format!("augment.preset = \"{}\" is unknown; available: {names}", self.preset))
@@ -147,15 +140,15 @@ mod tests {
             let recipe =
                 parse(&[("augment.preset", "swav"), ("augment.flip_p", "0"), ("augment.views", groups)])?;
             assert_eq!(Recipe::parse(&recipe.to_toml()?, &[])?, recipe);
-            Ok::<_, Error>(recipe.augment)
+            Ok::<_, Error>(recipe)
         };
         let own = swav("[{copies = 3}, {size = 14, crop_scale = [0.1, 0.2], jitter = {p = 1}}, {size = 7}]")
             .unwrap();
-        assert_eq!(own.multi_view().unwrap().sizes(), [vec![28; 3], vec![14; 6], vec![7; 6]].concat());
-        let views = own.views().unwrap();
+        assert_eq!(own.view_sizes().unwrap(), [vec![28; 3], vec![14; 6], vec![7; 6]].concat());
+        let views = own.augment.views().unwrap();
         assert_eq!((views[0].crop_scale, views[1].crop_scale), ([0.3, 1.0], [0.1, 0.2]));
         assert_eq!((views[1].jitter.p, views[1].flip_p), (1.0, 0.0));
-        assert_eq!(swav("[]").unwrap().multi_view().unwrap().len(), 8);
+        assert_eq!(swav("[]").unwrap().view_sizes().unwrap().len(), 8);
         for (groups, part) in [
             ("3", "augment.views = 3 is not a list of tables"),
             ("[1]", "is not a list of tables"),

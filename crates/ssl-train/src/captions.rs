@@ -138,7 +138,8 @@ mod tests {
     use super::*;
 
     fn sample(label: Option<u32>, caption: Option<&str>) -> Sample {
-        Sample { image: Image::new(1, 1, vec![0; 3]).unwrap(), label, caption: caption.map(Into::into) }
+        let (image, caption) = (Image::new(1, 1, vec![0; 3]).unwrap(), caption.map(Into::into));
+        Sample { image, label, caption, partner: None }
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Images {
     }
 }
 
-/// Opens the images at `path`, with the captions that `text` names.
+/// Opens the images at `path`, with the captions that `text` names and the partners that `config` does.
 ///
 /// If they have labels but no test split, the share `config.holdout` of every class is held out, chosen by index alone,
 /// so that every run on the same files holds out the same images.
@@ -56,7 +56,9 @@ pub fn open_images(config: &DataConfig, text: Option<&TextConfig>, path: &Path) 
     config.validate()?;
     let policy = config.policy()?;
     let captions = text.and_then(|text| text.caption_file(path));
-    let options = OpenOptions { cache_bytes: config.cache_mib << 20, captions, ..OpenOptions::default() };
+    let partners = (!config.partners.is_empty()).then(|| path.join(&config.partners));
+    let options =
+        OpenOptions { cache_bytes: config.cache_mib << 20, captions, partners, ..OpenOptions::default() };
     let splits = open(path, &options)?;
     let (description, fingerprint) = (splits.train.describe(), splits.train.fingerprint());
     let labelled =

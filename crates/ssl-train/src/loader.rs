@@ -81,7 +81,8 @@ impl Loader {
         let maker = Arc::new(Maker {
             images,
             captions: captions.transpose()?,
-            views: recipe.augment.multi_view()?,
+            views: recipe.views()?,
+            sizes: recipe.view_sizes()?,
             normalize: recipe.augment.normalize()?,
             float: recipe.augment.is_float()?,
             seed: recipe.seed,
@@ -261,7 +262,9 @@ impl Plan {
 struct Maker {
     images: Arc<Tolerant>,
     captions: Option<Captions>,
-    views: MultiView,
+    /// Those of images, and those of their partners.
+    views: (MultiView, Option<MultiView>),
+    sizes: Vec<usize>,
     normalize: Normalize,
     float: bool,
     seed: u64,
@@ -271,8 +274,10 @@ struct Maker {
 impl Maker {
     fn make(&self, number: usize) -> Result<HostBatch> {
         let (index, purpose, time) = self.plan.batch(number, self.images.len());
-        let (n, sizes) = (index.len(), self.views.sizes());
-        let mut views: Vec<_> = sizes.iter().map(|size| (vec![0f32; n * 3 * size * size], *size)).collect();
+        let n = index.len();
+        let (own, of_partners) = &self.views;
+        let mut views: Vec<_> =
+            self.sizes.iter().map(|size| (vec![0f32; n * 3 * size * size], *size)).collect();
         let mut text = self.captions.as_ref().map(|_| Vec::new());
         for (row, image) in index.iter().enumerate() {
             let sample = self.images.get(*image)?;
@@ -282,22 +287,28 @@ impl Maker {
                 text.extend(captions.ids(&sample, &mut rng)?);
             }
             let rng = |view: usize| rng(self.seed, purpose, time, *image as u64, view as u32);
-            self.write_views(&sample.image, rng, row, &mut views)?;
+            let (first, second) = views.split_at_mut(own.len());
+            self.write_views(own, &sample.image, rng, row, first)?;
+            if let (Some(of_partners), Some(partner)) = (of_partners, &sample.partner) {
+                let rng = |view: usize| rng(own.len() + view);
+                self.write_views(of_partners, partner, rng, row, second)?;
+            }
         }
         Ok(HostBatch { views, index, text })
     }
 
     fn write_views(
         &self,
+        views: &MultiView,
         image: &Image,
         rng: impl Fn(usize) -> Rng,
         row: usize,
         out: &mut [(Vec<f32>, usize)],
     ) -> Result<()> {
         if self.float {
-            self.write_row(&self.views.views(&image.to_float(), rng), row, out)
+            self.write_row(&views.views(&image.to_float(), rng), row, out)
         } else {
-            self.write_row(&self.views.views(image, rng), row, out)
+            self.write_row(&views.views(image, rng), row, out)
         }
     }
 

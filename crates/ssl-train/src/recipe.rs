@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use ssl_augment::MultiView;
 use ssl_backbones::BackboneConfig;
 use ssl_data::OnError;
 use ssl_methods::MethodConfig;
@@ -73,6 +74,10 @@ pub struct DataConfig {
     pub on_error: String,
     /// Share of the training images held out for evaluation if the data has labels but no test split, in `(0, 1)`.
     pub holdout: f64,
+    /// A folder with an image of another kind for each training image, under the same path, from the folder of the data on;
+    /// for methods that compare such pairs. Empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub partners: String,
     /// Memory in MiB for decoded training images of a folder, which are then decoded once and not in every epoch; 0 for
     /// none. It does not change the result.
     pub cache_mib: u64,
@@ -158,7 +163,10 @@ impl Recipe {
         let unwritten =
             reference.schedule.unwritten().into_iter().map(|(key, value)| ("schedule", key, value));
         let scope = ("train", "clip_scope", Value::String("all".to_owned()));
-        for (section, key, value) in unwritten.chain([scope]) {
+        let partners = ("data", "partners", Value::String(String::new()));
+        let of_method = reference.method.unwritten().iter();
+        let of_method = of_method.map(|(key, value)| ("method", *key, Value::from(*value)));
+        for (section, key, value) in unwritten.chain([scope, partners]).chain(of_method) {
             if let Some(Value::Table(section)) = table.get_mut(section) {
                 section.insert(key.to_owned(), value);
             }
@@ -177,6 +185,7 @@ impl Recipe {
         }
         let mut recipe: Recipe = from_table(table, "")?;
         recipe.backbone = recipe.backbone.brief();
+        recipe.text = recipe.text.filter(|_| recipe.method.needs_text());
         recipe.validate()?;
         Ok(recipe)
     }
@@ -212,10 +221,42 @@ impl Recipe {
     /// The recipe without the keys that do not change the result.
     fn deciding(&self) -> Self {
         Self {
-            data: DataConfig { path: String::new(), cache_mib: 0, ..self.data.clone() },
+            data: DataConfig {
+                path: String::new(),
+                partners: if self.data.partners.is_empty() { "" } else { "partners" }.to_owned(),
+                cache_mib: 0,
+                ..self.data.clone()
+            },
             backbone: BackboneConfig { recompute: None, ..self.backbone.clone() },
             ..self.clone()
         }
+    }
+
+    /// The views of an image, and those of its partner where the method compares pairs: the second group of views, or the
+    /// only one again.
+    ///
+    /// # Errors
+    /// If the preset is unknown or a value out of range.
+    pub fn views(&self) -> Result<(MultiView, Option<MultiView>)> {
+        let views = self.augment.views()?;
+        match views.split_first() {
+            Some((first, others)) if self.method.needs_pairs() => {
+                let others = if others.is_empty() { &views } else { others };
+                Ok((MultiView::new(std::slice::from_ref(first))?, Some(MultiView::new(others)?)))
+            }
+            _ => Ok((MultiView::new(&views)?, None)),
+        }
+    }
+
+    /// The side of every view in pixels, in the order of a batch.
+    ///
+    /// # Errors
+    /// As [`Recipe::views`].
+    pub fn view_sizes(&self) -> Result<Vec<usize>> {
+        let (own, of_partners) = self.views()?;
+        let mut sizes = own.sizes();
+        sizes.extend(of_partners.iter().flat_map(MultiView::sizes));
+        Ok(sizes)
     }
 
     /// All keys with their defaults, for the variants that `layer` names.
@@ -309,6 +350,22 @@ impl Recipe {
             ));
         }
         self.data.validate()?;
+        match (self.method.needs_pairs(), self.data.partners.is_empty()) {
+            (true, true) => {
+                return refuse(format!(
+                    "data.partners is empty, but {} compares pairs of images; name the folder of their partners",
+                    self.method.name()
+                ));
+            }
+            (false, false) => {
+                return refuse(format!(
+                    "data.partners = \"{}\", but {} looks at images alone",
+                    self.data.partners,
+                    self.method.name()
+                ));
+            }
+            _ => {}
+        }
         let checks = [
             self.method.validate(),
             self.method.validate_batch(train.batch_size, train.accumulate),
@@ -329,13 +386,19 @@ impl Recipe {
         }
         self.augment.is_float()?;
         self.augment.normalize()?;
-        self.augment.multi_view().map(drop)
+        self.views().map(drop)
     }
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { path: "fashion-mnist".to_owned(), on_error: "stop".to_owned(), holdout: 0.2, cache_mib: 0 }
+        Self {
+            path: "fashion-mnist".to_owned(),
+            on_error: "stop".to_owned(),
+            holdout: 0.2,
+            partners: String::new(),
+            cache_mib: 0,
+        }
     }
 }
 
@@ -498,7 +561,11 @@ mod tests {
         for (key, value, part) in [
             ("backbone.vit.depth", "3", "unknown key `backbone.vit.depth`"),
             ("backbone.vit.drop_path", "1.5", "backbone.vit.drop_path = 1.5 is not in [0, 1)"),
-            ("backbone.vit.pooling", "max", "unknown variant `max`, expected `token` or `mean`"),
+            (
+                "backbone.vit.pooling",
+                "max",
+                "unknown variant `max`, expected one of `token`, `mean`, `mean_norm`",
+            ),
         ] {
             let error = vit(&[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(part), "{key}={value}: {error}");

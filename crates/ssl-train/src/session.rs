@@ -426,7 +426,7 @@ impl Session {
 fn trainer(recipe: &Recipe, images: usize, device: &Device) -> Result<Trainer> {
     let params = Params::new(recipe.seed, DType::F32, device);
     let method = recipe.method.build(&recipe.backbone, &params, images)?;
-    let (found, wanted) = (recipe.augment.multi_view()?.len(), method.num_views());
+    let (found, wanted) = (recipe.view_sizes()?.len(), method.num_views());
     if !wanted.contains(&found) {
         let wanted = match (wanted.start(), wanted.end()) {
             (least, most) if least == most => format!("{least}"),

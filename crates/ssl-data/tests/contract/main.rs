@@ -18,6 +18,8 @@ mod idx;
 #[cfg(test)]
 mod open;
 #[cfg(test)]
+mod pairs;
+#[cfg(test)]
 mod shipped;
 #[cfg(test)]
 mod tolerant;

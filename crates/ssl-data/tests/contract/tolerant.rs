@@ -24,7 +24,8 @@ impl Dataset for Toy {
         if self.broken.contains(&index) {
             return Err(Error::Decode { path: format!("{index}.png").into(), reason: "torn".to_owned() });
         }
-        Ok(Sample { image: Image::new(1, 1, vec![index as u8; 3])?, label: self.label(index), caption: None })
+        let image = Image::new(1, 1, vec![index as u8; 3])?;
+        Ok(Sample { image, label: self.label(index), caption: None, partner: None })
     }
 
     fn label(&self, index: usize) -> Option<u32> {
