@@ -91,12 +91,12 @@ pub struct Beit {
     encoder: MaskedEncoder,
     /// From a token to the logits of its code.
     head: Linear,
-    tokenizer: Words,
+    codes: Codes,
     config: BeitConfig,
 }
 
 /// Where the codes come from.
-enum Words {
+enum Codes {
     /// Learned before the first step from this number of images.
     Learned(KMeansTokenizer, usize),
     Given(Box<dyn Tokenizer>),
@@ -126,8 +126,8 @@ impl Beit {
             bail!("beit: method.codes = {}, but the {images} images have {patches} patches", config.codes);
         }
         let scope = params.root().pp("tokenizer");
-        let words = KMeansTokenizer::new(config.codes, vit.patch_size, config.normalize_patches, &scope)?;
-        Self::build(config, backbone, params, Words::Learned(words, images))
+        let tokenizer = KMeansTokenizer::new(config.codes, vit.patch_size, config.normalize_patches, &scope)?;
+        Self::build(config, backbone, params, Codes::Learned(tokenizer, images))
     }
 
     /// BEiT with codes of another kind; of the settings, those of the tokenizer do not matter.
@@ -140,15 +140,10 @@ impl Beit {
         params: &Params,
         tokenizer: Box<dyn Tokenizer>,
     ) -> Result<Self> {
-        Self::build(config, backbone, params, Words::Given(tokenizer))
+        Self::build(config, backbone, params, Codes::Given(tokenizer))
     }
 
-    fn build(
-        config: &BeitConfig,
-        backbone: &BackboneConfig,
-        params: &Params,
-        tokenizer: Words,
-    ) -> Result<Self> {
+    fn build(config: &BeitConfig, backbone: &BackboneConfig, params: &Params, codes: Codes) -> Result<Self> {
         let encoder = MaskedEncoder::new(backbone, params)?;
         let linear = LinearConfig {
             init: Some(Init::Normal { std: 0.02 }),
@@ -156,8 +151,8 @@ impl Beit {
             ..Default::default()
         };
         let dim = encoder.vit.config().dim;
-        let head = Linear::new(dim, tokenizer.words().codes(), linear, &params.root().pp("lm_head"))?;
-        Ok(Self { encoder, head, tokenizer, config: config.clone() })
+        let head = Linear::new(dim, codes.tokenizer().codes(), linear, &params.root().pp("lm_head"))?;
+        Ok(Self { encoder, head, codes, config: config.clone() })
     }
 
     /// The tokens of a batch's patches after the last norm, `(B, N, d)`, and the mask `(B, N)`, 1 where one is hidden.
@@ -168,8 +163,8 @@ impl Beit {
     }
 }
 
-impl Words {
-    fn words(&self) -> &dyn Tokenizer {
+impl Codes {
+    fn tokenizer(&self) -> &dyn Tokenizer {
         match self {
             Self::Learned(tokenizer, _) => tokenizer,
             Self::Given(tokenizer) => &**tokenizer,
@@ -184,14 +179,14 @@ impl Method for Beit {
 
     fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let [h, mask] = self.encode(batch, context, context.draws(0))?;
-        let codes = self.tokenizer.words().tokenize(&batch.views[0])?;
+        let codes = self.codes.tokenizer().tokenize(&batch.views[0])?;
         let hidden = numbers_of_hidden(&mask)?; // (M)
         let codes = codes.flatten_all()?.index_select(&hidden, 0)?;
         let logits = self.head.forward(&h.flatten_to(1)?.index_select(&hidden, 0)?)?; // (M, K)
         let loss = cross_entropy(&logits, &codes, 0.0)?;
         let chosen = logits.detach().argmax(D::Minus1)?;
         let same = chosen.eq(&codes)?.to_dtype(DType::F64)?.mean_all()?;
-        let possible = entropy(&shares(&codes, self.tokenizer.words().codes())?)?;
+        let possible = entropy(&shares(&codes, self.codes.tokenizer().codes())?)?;
         let information = (&possible - loss.detach().to_dtype(DType::F64)?)?;
         Ok(StepOutput {
             terms: vec![
@@ -207,9 +202,9 @@ impl Method for Beit {
     }
 
     fn wants_pass(&self, _: &StepContext) -> bool {
-        match &self.tokenizer {
-            Words::Learned(tokenizer, _) => tokenizer.is_learned().is_ok_and(|learned| !learned),
-            Words::Given(_) => false,
+        match &self.codes {
+            Codes::Learned(tokenizer, _) => tokenizer.is_learned().is_ok_and(|learned| !learned),
+            Codes::Given(_) => false,
         }
     }
 
@@ -218,7 +213,7 @@ impl Method for Beit {
         context: &StepContext,
         batches: &mut dyn Iterator<Item = Result<Batch>>,
     ) -> Result<()> {
-        let Words::Learned(tokenizer, images) = &mut self.tokenizer else { return Ok(()) };
+        let Codes::Learned(tokenizer, images) = &mut self.codes else { return Ok(()) };
         let patches = self.encoder.vit.config().num_patches();
         let wanted = self.config.tokenizer_patches.min(*images * patches);
         let mut rows = vec![];
@@ -243,8 +238,8 @@ impl Method for Beit {
 
     /// Hidden patches become the centres of the codes that are predicted; `None` if these are no pixels.
     fn reconstruct(&self, batch: &Batch, context: &StepContext) -> Result<Option<Reconstruction>> {
-        let centers = match &self.tokenizer {
-            Words::Learned(tokenizer, _) if !self.config.normalize_patches => tokenizer.centers(),
+        let centers = match &self.codes {
+            Codes::Learned(tokenizer, _) if !self.config.normalize_patches => tokenizer.centers(),
             _ => return Ok(None),
         };
         let [h, mask] = self.encode(batch, context, None)?;
@@ -278,7 +273,7 @@ fn numbers_of_hidden(mask: &Tensor) -> Result<Tensor> {
 
 /// The share of each of `k` codes among `codes`, `(k)`.
 fn shares(codes: &Tensor, k: usize) -> Result<Tensor> {
-    let codes = codes.to_dtype(DType::U32)?.to_vec1::<u32>()?;
+    let (device, codes) = (codes.device(), codes.to_dtype(DType::U32)?.to_vec1::<u32>()?);
     let mut counts = vec![0f64; k];
     for code in &codes {
         match counts.get_mut(*code as usize) {
@@ -286,7 +281,7 @@ fn shares(codes: &Tensor, k: usize) -> Result<Tensor> {
             None => bail!("beit: the tokenizer gives code {code} of {k}"),
         }
     }
-    Tensor::new(counts, &candle_core::Device::Cpu)
+    Tensor::new(counts, device)
 }
 
 #[cfg(test)]
