@@ -1,9 +1,11 @@
-//! kNN, logistic regression and accuracies against lightly and scikit-learn.
+//! kNN, logistic regression, accuracies and measures of embeddings against lightly, scikit-learn and formulas.
 
 use anyhow::Result;
+use candle_core::DType;
 use ssl_vision::eval::{
     Features, KnnConfig, LogisticRegression, LogisticRegressionConfig, accuracy, knn_predict, topk_accuracy,
 };
+use ssl_vision::losses::{alignment, uniformity};
 
 use super::case::Case;
 use super::check::Check;
@@ -19,6 +21,8 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
         logistic_regression(case, check)?;
     } else if name.starts_with("topk_accuracy") {
         topk(case, check)?;
+    } else if name == "alignment_uniformity" {
+        hypersphere(case, check)?;
     } else {
         return Ok(false);
     }
@@ -74,6 +78,19 @@ fn topk(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
     let num_classes = scores.len() / labels.len().max(1);
     for k in case.params.get::<Vec<usize>>("ks")? {
         check.scalar(&format!("out.f64.top{k}"), topk_accuracy(&scores, &labels, num_classes, k)?)?;
+    }
+    Ok(())
+}
+
+/// How close views of an image are, and how evenly images are spread.
+fn hypersphere(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let double = |name: &str| Ok::<_, anyhow::Error>(case.tensor(name)?.to_dtype(DType::F64)?);
+    let (x, y) = (double("in.x")?, double("in.y")?);
+    for alpha in case.params.get::<Vec<u32>>("alphas")? {
+        check.tensor(&format!("out.f64.align_a{alpha}"), &alignment(&x, &y, f64::from(alpha))?)?;
+    }
+    for t in case.params.get::<Vec<u32>>("ts")? {
+        check.tensor(&format!("out.f64.uniform_t{t}"), &uniformity(&x, f64::from(t))?)?;
     }
     Ok(())
 }
