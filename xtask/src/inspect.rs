@@ -22,8 +22,8 @@ use crate::{data_path, use_threads};
 ///
 /// attention.png: an image a row, then where the class token looks in the last block, a head a column (bright is much).
 /// features.png: the image and its patches, coloured by the first three principal components of all patches' features:
-/// equal colours are equal features. reconstruction.png (MAE, SimMIM, BEiT): the image, what the network sees of it, and how it
-/// completes it.
+/// equal colours are equal features. reconstruction.png (MAE, SimMIM, BEiT): the image, what the network sees of it, and
+/// how it completes it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask inspect --run runs/mae-fashion-mnist
