@@ -14,7 +14,7 @@ import torch
 from ibot import blocks
 from steps import ADAMW, SGD, main, noisy_views
 from torch import nn
-from vit import Vit
+from vit import BEIT, Vit
 
 SIZE, PATCH, DIM, DEPTH = 8, 2, 128, 2
 SIDE, CODES, RATIO, MIN_BLOCK = SIZE // PATCH, 7, 0.4, 2
@@ -69,13 +69,7 @@ if __name__ == "__main__":
             "patch_size": PATCH,
             "width": DIM,
             "depth": DEPTH,
-            "vit": {
-                "positions": "none",
-                "relative_positions": "shared",
-                "layer_scale": 0.1,
-                "qkv_bias": "query_value",
-                "init": "beit",
-            },
+            "vit": BEIT,
         },
         # As far as PyTorch in float32 strays, doubled.
         runs={"sgd": SGD | {"movement_tolerance": 2e-3}, "adamw": ADAMW},

@@ -15,7 +15,7 @@ import torch
 from ibot import blocks
 from steps import ADAMW, SGD, follow, frozen, main, noisy_views
 from torch import nn
-from vit import Vit
+from vit import BEIT, Vit
 
 SIZE, PATCH, DIM, DEPTH, LAYERS = 8, 2, 128, 3, 2
 SIDE = SIZE // PATCH
@@ -80,13 +80,7 @@ if __name__ == "__main__":
             "patch_size": PATCH,
             "width": DIM,
             "depth": DEPTH,
-            "vit": {
-                "positions": "none",
-                "relative_positions": "shared",
-                "layer_scale": 0.1,
-                "qkv_bias": "query_value",
-                "init": "beit",
-            },
+            "vit": BEIT,
         },
         # As far as PyTorch in float32 strays, doubled.
         runs={"sgd": SGD | {"movement_tolerance": 6e-3}, "adamw": ADAMW},

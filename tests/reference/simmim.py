@@ -13,7 +13,7 @@ import chacha
 import torch
 from steps import ADAMW, SGD, main, noisy_views
 from torch import nn
-from vit import Vit
+from vit import BEIT, Vit
 
 SIZE, PATCH, DIM, DEPTH = 16, 4, 128, 2
 CELL, RATIO = 8, 0.6
@@ -56,13 +56,7 @@ if __name__ == "__main__":
             "patch_size": PATCH,
             "width": DIM,
             "depth": DEPTH,
-            "vit": {
-                "positions": "none",
-                "relative_positions": "shared",
-                "layer_scale": 0.1,
-                "qkv_bias": "query_value",
-                "init": "beit",
-            },
+            "vit": BEIT,
         },
         # As far as PyTorch in float32 strays, doubled.
         runs={"sgd": SGD | {"movement_tolerance": 7e-3}, "adamw": ADAMW},

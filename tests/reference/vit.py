@@ -7,6 +7,16 @@ import torch
 from torch import nn
 
 
+# `Vit(…, beit=True)` as the table `backbone.vit` of a recipe.
+BEIT = {
+    "positions": "none",
+    "relative_positions": "shared",
+    "layer_scale": 0.1,
+    "qkv_bias": "query_value",
+    "init": "beit",
+}
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, query_value_bias: bool):
         super().__init__()

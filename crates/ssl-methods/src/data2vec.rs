@@ -24,7 +24,7 @@ use crate::checks;
 use crate::config::Settings;
 use crate::masked_encoder::{HiddenBlocks, MaskedEncoder};
 use crate::method::{Batch, Method, StepContext, StepOutput};
-use crate::reconstruction::{feature_normalized, gain, mean_of_hidden, vision_transformer};
+use crate::reconstruction::{feature_normalized, mean_of_hidden, target_terms, vision_transformer};
 use crate::teacher::{self, Teacher};
 
 /// Settings of data2vec; the defaults are the official ones of ViT-B.
@@ -161,15 +161,8 @@ impl Method for Data2Vec {
         let loss = masked_smooth_l1(&prediction, &y, &mask, beta)?;
         let of_mean = masked_smooth_l1(&mean_of_hidden(&y, &mask)?, &y, &mask, beta)?;
         let tokens = y.flatten_to(1)?; // (B N, d)
-        Ok(StepOutput {
-            terms: vec![
-                ("prediction_gain", gain(&loss, &of_mean)?),
-                ("target_std", tokens.var(0)?.sqrt()?.mean_all()?),
-            ],
-            loss,
-            embeddings: vec![tokens],
-            memory: vec![],
-        })
+        let terms = target_terms(&loss, &of_mean, &tokens)?;
+        Ok(StepOutput { terms, loss, embeddings: vec![tokens], memory: vec![] })
     }
 
     fn after_step(&mut self, context: &StepContext, _: &[Tensor]) -> Result<()> {

@@ -24,7 +24,9 @@ use crate::checks;
 use crate::config::Settings;
 use crate::masks::{MultiBlockMask, MultiBlocks};
 use crate::method::{Batch, Method, StepContext, StepOutput};
-use crate::reconstruction::{feature_normalized, gain, vision_transformer, without_relative_positions};
+use crate::reconstruction::{
+    feature_normalized, target_terms, vision_transformer, without_relative_positions,
+};
 use crate::teacher::{self, Teacher};
 
 /// Settings of I-JEPA; the defaults are the paper's for ViT-H.
@@ -210,15 +212,8 @@ impl Method for IJepa {
         let h_wanted = tokens.index_select(&rows, 0)?.reshape(predicted.shape())?; // (T B, M, d)
         let loss = smooth_l1(&predicted, &h_wanted, 1.0)?;
         let mean = tokens.mean_keepdim(0)?.unsqueeze(0)?.broadcast_as(h_wanted.shape())?;
-        Ok(StepOutput {
-            terms: vec![
-                ("prediction_gain", gain(&loss, &smooth_l1(&mean, &h_wanted, 1.0)?)?),
-                ("target_std", tokens.var(0)?.sqrt()?.mean_all()?),
-            ],
-            loss,
-            embeddings: vec![tokens],
-            memory: vec![],
-        })
+        let terms = target_terms(&loss, &smooth_l1(&mean, &h_wanted, 1.0)?, &tokens)?;
+        Ok(StepOutput { terms, loss, embeddings: vec![tokens], memory: vec![] })
     }
 
     fn after_step(&mut self, context: &StepContext, _: &[Tensor]) -> Result<()> {

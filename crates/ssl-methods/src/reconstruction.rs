@@ -85,6 +85,17 @@ pub(crate) fn gain(loss: &Tensor, of_mean: &Tensor) -> Result<Tensor> {
     1.0 - (loss? / (of_mean? + 1e-6)?)?
 }
 
+/// What methods report that predict features: the [`gain`] over the mean target, and the standard deviation of the
+/// targets `(M, D)` over all patches of the batch, 0 if they have become the same.
+pub(crate) fn target_terms(
+    loss: &Tensor,
+    of_mean: &Tensor,
+    targets: &Tensor,
+) -> Result<Vec<(&'static str, Tensor)>> {
+    let deviation = targets.var(0)?.sqrt()?.mean_all()?;
+    Ok(vec![("prediction_gain", gain(loss, of_mean)?), ("target_std", deviation)])
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
