@@ -22,21 +22,28 @@ fn shipped_data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/fashion-mnist")
 }
 
-/// The first 2,000 training and 200 test images of them, for tests of which only the bits matter.
+/// Few of them: the first 2,000 training and 200 test images, for tests of which only the bits matter.
 fn few_images() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER
-        .get_or_init(|| {
-            let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("few-images");
-            fs::create_dir_all(&folder).unwrap();
-            for (split, count) in [("train", 2000u32), ("t10k", 200)] {
-                shorten(&folder, &format!("{split}-images-idx3-ubyte"), count, 16);
-                shorten(&folder, &format!("{split}-labels-idx1-ubyte"), count, 8);
-            }
-            fs::copy(shipped_data().join("class_names.txt"), folder.join("class_names.txt")).unwrap();
-            folder
-        })
-        .clone()
+    FOLDER.get_or_init(|| first_images(2000, 200)).clone()
+}
+
+/// Half of them: the first 5,000 training and 1,000 test images, for tests that evaluate what they have trained.
+fn half_of_the_images() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| first_images(5000, 1000)).clone()
+}
+
+/// A folder with the first `train` and `test` of the shipped images.
+fn first_images(train: u32, test: u32) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("first-{train}-images"));
+    fs::create_dir_all(&folder).unwrap();
+    for (split, count) in [("train", train), ("t10k", test)] {
+        shorten(&folder, &format!("{split}-images-idx3-ubyte"), count, 16);
+        shorten(&folder, &format!("{split}-labels-idx1-ubyte"), count, 8);
+    }
+    fs::copy(shipped_data().join("class_names.txt"), folder.join("class_names.txt")).unwrap();
+    folder
 }
 
 /// Writes the first `count` elements of a shipped IDX file, whose header has `header` bytes.

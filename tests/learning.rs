@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex};
 use candle_core::Device;
 use ssl_vision::train::{Control, Evaluation, Observer, Outcome, Recipe, Session, StepReport};
 
-use crate::shipped_data;
+use crate::half_of_the_images;
 
 /// A hundred steps on small images.
 const SHORT: [(&str, &str); 5] = [
     ("augment.size", "16"),
-    ("train.epochs", "1"),
+    ("train.epochs", "2"),
     ("train.max_steps", "100"),
     ("train.batch_size", "64"),
-    ("schedule.warmup_epochs", "0.1"),
+    ("schedule.warmup_epochs", "0.2"),
 ];
 
 /// Two global and two local views.
@@ -35,7 +35,7 @@ fn small_network(method: &str) -> &'static [(&'static str, &'static str)] {
             ("backbone.depth", "2"),
             ("backbone.patch_size", "4"),
             ("augment.views", CROPS),
-            ("train.epochs", "2"),
+            ("train.epochs", "4"),
             ("train.max_steps", "300"),
         ],
         // Without the zero-initialised blocks the untrained network is a stronger opponent.
@@ -92,7 +92,7 @@ fn train(method: &str, more: &[(&str, &str)], out: &Path) -> (Session, Heard) {
         .chain(more)
         .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     let recipe = Recipe::load(&format!("{method}-fashion-mnist"), &settings.collect::<Vec<_>>()).unwrap();
-    let mut session = Session::start(recipe, &shipped_data(), out, &Device::Cpu, 2).unwrap();
+    let mut session = Session::start(recipe, &half_of_the_images(), out, &Device::Cpu, 2).unwrap();
     let listener = Listener::default();
     let outcome = session.train(&mut [Box::new(listener.clone())], &AtomicBool::new(false)).unwrap();
     assert_eq!(outcome, Outcome::Finished);
@@ -291,7 +291,7 @@ const OWN_ANSWER: [(&str, &str); 5] = [
     ("method.normalize_targets", "false"),
     ("method.momentum", "0"),
     ("method.final_momentum", "0"),
-    ("train.epochs", "2"),
+    ("train.epochs", "4"),
     ("train.max_steps", "200"),
 ];
 
@@ -339,7 +339,7 @@ fn distils(method: &str, more: &[(&str, &str)]) {
 
 /// Patches cost as much again, so one epoch, and small heads.
 const PATCHES: [(&str, &str); 4] = [
-    ("train.epochs", "1"),
+    ("train.epochs", "2"),
     ("train.max_steps", "156"),
     ("method.head_hidden", "128"),
     ("method.prototypes", "64"),
@@ -384,7 +384,7 @@ fn msn_gathers_at_few_prototypes_without_its_spread() {
 
 #[test]
 fn ibot_learns() {
-    distils("ibot", &PATCHES);
+    distils("ibot", &[&PATCHES[..], &[("train.epochs", "4"), ("train.max_steps", "312")]].concat());
 }
 
 #[test]
