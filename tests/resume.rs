@@ -188,6 +188,21 @@ fn what_a_method_on_transformers_remembers_survives_a_stop() {
 }
 
 #[test]
+fn a_pass_over_all_images_can_be_stopped_and_leaves_nothing_behind() {
+    let labels = [("method.labels", "5"), ("method.label_steps", "9"), ("method.label_times", "uniform")];
+    let (own, folder) = (recipe_of("sela", &labels), tempfile::tempdir().unwrap());
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    train(start(&own, &whole, 2), 0);
+    // The first pass comes before the first step.
+    let mut session = start(&own, &parts, 2);
+    let outcome = session.train(&mut [], &AtomicBool::new(true)).unwrap();
+    assert_eq!(outcome, Outcome::Interrupted { step: 0 });
+    drop(session);
+    assert_eq!(train(resume(&parts, 1).unwrap(), 0), Outcome::Finished);
+    assert!(bits(&whole) == bits(&parts));
+}
+
+#[test]
 fn a_run_may_go_on_with_recomputation_and_without_it() {
     let (own, folder) = (recipe(&[]), tempfile::tempdir().unwrap());
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
