@@ -61,6 +61,12 @@ pub enum Error {
         "no class has two training samples, so c cannot be chosen on held-out ones: give one value in c_grid"
     )]
     HoldOut,
+    /// The iteration for eigenvalues did not end.
+    #[error("the eigenvalues of a symmetric matrix of {size} rows could not be found")]
+    Eigenvalues {
+        /// Rows of the matrix.
+        size: usize,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -30,6 +30,7 @@ mod precondition;
 mod principal;
 mod split;
 mod standardize;
+mod symmetric;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
