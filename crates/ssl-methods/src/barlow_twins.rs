@@ -19,6 +19,7 @@ use ssl_nn::{Mlp, MlpConfig, Params};
 use crate::checks;
 use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 
 /// Settings of Barlow Twins; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +56,15 @@ impl Settings for BarlowTwinsConfig {
         checks::count("projector_layers", self.projector_layers, checks::LAYERS)?;
         checks::number("lambda", self.lambda, 0.0..=1e4)?;
         checks::number("loss_scale", self.loss_scale, 1e-6..=1e6)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the redundancy part of the loss, which makes dimensions tell different things",
+            "too little weight on the redundancy part, or a learning rate that is too high",
+            "a larger method.lambda (0.0051 in the paper), a wider method.projector_dim, a lower optimizer.lr",
+        )
+        .unless(self.lambda == 0.0, "lambda", 0, Self::default().lambda)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

@@ -26,6 +26,7 @@ use crate::config::Settings;
 use crate::masked_encoder::{HiddenBlocks, MaskedEncoder};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
 use crate::reconstruction::{completed, gain, mean_of_visible, vision_transformer};
+use crate::safeguard::Safeguard;
 use crate::tokenizer::{KMeansTokenizer, Tokenizer};
 
 /// Settings of BEiT; the defaults are the paper's for ViT-B, as far as the tokenizer allows.
@@ -75,6 +76,14 @@ impl Settings for BeitConfig {
 
     fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
         self.blocks().validate_grid(&vision_transformer(backbone)?)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "targets that are codes, which the network cannot change",
+            "a learning rate that is too high or too low, or codes that the visible patches tell nothing of",
+            "optimizer.lr three times lower or higher, a longer warm-up, fewer method.codes, a lower method.mask_ratio",
+        )
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>> {
@@ -194,6 +203,7 @@ impl Method for Beit {
                 ("token_information", information),
                 ("token_accuracy", same),
                 ("codes_in_batch", distinct(&codes)?),
+                ("token_ceiling", possible),
             ],
             loss,
             embeddings: vec![mean_of_visible(&h, &mask)?],

@@ -20,6 +20,7 @@ use ssl_nn::{DrawsAt, Mlp, MlpConfig, Params, Schedule, Scope};
 use crate::checks;
 use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher};
 
 /// Settings of BYOL; the defaults are the paper's for ImageNet.
@@ -57,6 +58,16 @@ impl Settings for ByolConfig {
         checks::count("predictor_hidden", self.predictor_hidden, 0..=*checks::WIDTH.end())?;
         checks::number("momentum", self.momentum, 0.0..=1.0)?;
         checks::number("final_momentum", self.final_momentum, 0.0..=1.0)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the predictor in front of a slowly moving target",
+            "a target that follows too fast for the predictor, or a learning rate or weight decay that is too high",
+            "method.momentum of 0.99 or more, a lower optimizer.lr, batch norm in the predictor",
+        )
+        .unless(self.predictor_hidden == 0, "predictor_hidden", 0, Self::default().predictor_hidden)
+        .unless(self.momentum == 0.0, "momentum", 0, Self::default().momentum)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

@@ -23,8 +23,9 @@ use ssl_nn::{Init, Params, Scope};
 
 use crate::checks;
 use crate::config::Settings;
-use crate::cosines::cosines;
+use crate::contrast::{ceiling, cosines};
 use crate::method::{Batch, DualEncoder, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 use crate::text_tower::{TextTower, TextTowerConfig};
 
 /// The greatest scale of the cosines.
@@ -93,6 +94,14 @@ impl Settings for ClipConfig {
             ));
         }
         checks::number("temperature", self.temperature, 1.0 / MAX_SCALE..=1.0)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the other pairs of the batch, from which the loss drives each pair away",
+            "texts that do not tell images apart, or a learning rate that is too high",
+            "more telling captions (text.templates), a lower optimizer.lr with a longer warm-up, a larger train.batch_size",
+        )
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -203,6 +212,7 @@ impl Method for Clip {
             ("positive_cosine", positive),
             ("negative_cosine", negative),
             ("logit_scale", s.detach().exp()?),
+            ceiling(x.dim(0)?)?,
         ];
         Ok(StepOutput { loss, terms, embeddings: vec![image, text], memory: vec![] })
     }

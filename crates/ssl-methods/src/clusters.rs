@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use ssl_losses::mean_entropy;
 
 /// The information of predictions on their sample, `H(mean p) − mean H(p)` in nats, at most `ln K`.
@@ -14,6 +14,11 @@ pub(crate) fn prediction_information(log_p: &Tensor) -> Result<Tensor> {
     entropy(&p.mean(0)?)? - conditional
 }
 
+/// The most that [`prediction_information`] can be of `rows` distributions over `k` prototypes, in nats.
+pub(crate) fn ceiling(k: usize, rows: usize) -> Result<(&'static str, Tensor)> {
+    Ok(("prediction_ceiling", Tensor::new((k.min(rows).max(1) as f64).ln(), &Device::Cpu)?))
+}
+
 /// `−Σ p log p` of all elements, with `0 log 0 = 0`.
 pub(crate) fn entropy(p: &Tensor) -> Result<Tensor> {
     (p * p.maximum(1e-37)?.log()?)?.sum_all()?.neg()
@@ -21,7 +26,7 @@ pub(crate) fn entropy(p: &Tensor) -> Result<Tensor> {
 
 /// What a method reports whose `targets`, `(N, K)` each, come from a teacher and whose loss is their cross-entropy with
 /// what a student predicts, on average `H(target) + KL(target ‖ prediction)`, all in nats: both parts, the information of
-/// the targets on the image, and how many prototypes are a first choice and could be. Targets without entropy, and those
+/// the targets on the image and its ceiling, and how many prototypes are a first choice and could be. Targets without entropy, and those
 /// with `ln K` of it, are the two ways to collapse.
 pub(crate) fn teacher_terms(loss: &Tensor, targets: &[Tensor]) -> Result<Vec<(&'static str, Tensor)>> {
     let p = Tensor::cat(targets, 0)?;
@@ -33,6 +38,7 @@ pub(crate) fn teacher_terms(loss: &Tensor, targets: &[Tensor]) -> Result<Vec<(&'
         ("prediction_information", (entropy(&p.mean(0)?)? - conditional)?),
         ("used_prototypes", used_columns(&p)?),
         ("possible_prototypes", Tensor::new(k.min(rows) as f32, p.device())?),
+        ceiling(k, rows)?,
     ])
 }
 
@@ -49,8 +55,6 @@ pub(crate) fn distinct(labels: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     #[test]

@@ -19,6 +19,7 @@ use crate::method::Method;
 use crate::moco::MocoConfig;
 use crate::moco_v3::MocoV3Config;
 use crate::msn::MsnConfig;
+use crate::safeguard::Safeguard;
 use crate::seer::SeerConfig;
 use crate::sela::SelaConfig;
 use crate::simclr::SimClrConfig;
@@ -41,6 +42,9 @@ pub(crate) trait Settings {
     fn validate_backbone(&self, _backbone: &BackboneConfig) -> std::result::Result<(), String> {
         Ok(())
     }
+
+    /// What keeps the method from collapsing.
+    fn safeguard(&self) -> Safeguard;
 
     /// Creates the parameters in `params` and returns the method. The settings are valid.
     fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>>;
@@ -213,6 +217,11 @@ impl MethodConfig {
     /// Whether every image needs a partner of another kind, of which the last views are.
     pub fn needs_pairs(&self) -> bool {
         self.settings().needs_pairs()
+    }
+
+    /// What keeps the method from giving all images the same embedding, and whether its settings have taken that away.
+    pub fn safeguard(&self) -> Safeguard {
+        self.settings().safeguard()
     }
 
     /// Settings that are not written where they have their default, with that.

@@ -17,14 +17,17 @@ use std::ops::RangeInclusive;
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use ssl_backbones::{Backbone, BackboneConfig, Vit, VitPass};
-use ssl_losses::masked_smooth_l1;
+use ssl_losses::{mae, masked_smooth_l1};
 use ssl_nn::{Init, Linear, LinearConfig, Params, Schedule};
 
 use crate::checks;
 use crate::config::Settings;
 use crate::masked_encoder::{HiddenBlocks, MaskedEncoder};
 use crate::method::{Batch, Method, StepContext, StepOutput};
-use crate::reconstruction::{feature_normalized, mean_of_hidden, target_terms, vision_transformer};
+use crate::reconstruction::{
+    Noise, bits_per_dimension, feature_normalized, mean_of_hidden, target_terms, vision_transformer,
+};
+use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher};
 
 /// Settings of data2vec; the defaults are the official ones of ViT-B.
@@ -85,6 +88,16 @@ impl Settings for Data2VecConfig {
             ));
         }
         self.blocks().validate_grid(&vit)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "targets that are normalised and come from a slowly moving teacher",
+            "a teacher that follows too fast, or a learning rate that is too high",
+            "method.momentum closer to 1, a lower optimizer.lr with a longer warm-up, more method.target_layers",
+        )
+        .unless(!self.normalize_targets, "normalize_targets", false, true)
+        .unless(self.momentum == 0.0, "momentum", 0, Self::default().momentum)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -161,7 +174,14 @@ impl Method for Data2Vec {
         let loss = masked_smooth_l1(&prediction, &y, &mask, beta)?;
         let of_mean = masked_smooth_l1(&mean_of_hidden(&y, &mask)?, &y, &mask, beta)?;
         let tokens = y.flatten_to(1)?; // (B N, d)
-        let terms = target_terms(&loss, &of_mean, &tokens)?;
+        let mut terms = target_terms(&loss, &of_mean, &tokens)?;
+        let squares = |guess: &Tensor| mae(guess, &y, &mask);
+        let bits = bits_per_dimension(
+            &squares(&prediction.detach())?,
+            &squares(&mean_of_hidden(&y, &mask)?)?,
+            Noise::Gaussian,
+        )?;
+        terms.push(("bits_per_dimension", bits));
         Ok(StepOutput { terms, loss, embeddings: vec![tokens], memory: vec![] })
     }
 

@@ -22,6 +22,7 @@ use crate::config::Settings;
 use crate::crops::Crops;
 use crate::dino_head::{DinoHead, DinoHeadConfig};
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher, TeacherTemperature};
 
 /// Settings of DINO; the defaults are the paper's for ViT-S/16.
@@ -121,6 +122,17 @@ impl Settings for DinoConfig {
         checks::number("center_momentum", self.center_momentum, 0.0..=1.0)?;
         checks::number("momentum", self.momentum, 0.0..=1.0)?;
         checks::number("final_momentum", self.final_momentum, 0.0..=1.0)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the centre that is taken from the teacher's scores, and their sharpening",
+            "a teacher's temperature that does not balance the centre (too high leaves the targets even, too low gives all images \
+             one prototype), or a learning rate that is too high",
+            "method.teacher_temperature of 0.04, method.center_momentum of 0.9, a longer method.freeze_last_layer_epochs, a lower \
+             optimizer.lr, train.clip_norm of 3",
+        )
+        .unless(self.center_momentum == 1.0, "center_momentum", 1, Self::default().center_momentum)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

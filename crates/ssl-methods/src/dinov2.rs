@@ -18,6 +18,7 @@ use crate::ibot::Ibot;
 use crate::ibot_parts::{LayerRates, Masks, Parts, Targets};
 use crate::method::Method;
 use crate::reconstruction::{vision_transformer, with_class_token};
+use crate::safeguard::Safeguard;
 use crate::teacher::TeacherTemperature;
 
 /// Settings of DINOv2; the defaults are the paper's for ViT-L.
@@ -158,6 +159,21 @@ impl Settings for DinoV2Config {
 
     fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
         with_class_token(&vision_transformer(backbone)?)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the equal shares of images that Sinkhorn and Knopp's iterations give to prototypes, and the part of the loss that \
+             spreads class tokens",
+            "a teacher's temperature that is too high, or a learning rate that is too high",
+            "method.sinkhorn_iterations of 3, method.koleo_weight of 0.1, a lower optimizer.lr, train.clip_norm of 3",
+        )
+        .unless(
+            self.sinkhorn_iterations == 0 && self.center_momentum == 1.0,
+            "sinkhorn_iterations",
+            0,
+            Self::default().sinkhorn_iterations,
+        )
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

@@ -25,8 +25,10 @@ use crate::config::Settings;
 use crate::masks::{MultiBlockMask, MultiBlocks};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::reconstruction::{
-    feature_normalized, target_terms, vision_transformer, without_relative_positions,
+    Noise, bits_per_dimension, feature_normalized, target_terms, vision_transformer,
+    without_relative_positions,
 };
+use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher};
 
 /// Settings of I-JEPA; the defaults are the paper's for ViT-H.
@@ -129,6 +131,16 @@ impl Settings for IJepaConfig {
         }
     }
 
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "targets that are normalised and come from a slowly moving teacher",
+            "a teacher that follows too fast, or a learning rate that is too high",
+            "method.momentum closer to 1, a lower optimizer.lr with a longer warm-up, a narrower method.predictor_dim",
+        )
+        .unless(!self.normalize_targets, "normalize_targets", false, true)
+        .unless(self.momentum == 0.0, "momentum", 0, Self::default().momentum)
+    }
+
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
         Ok(Box::new(IJepa::new(self, backbone, params)?))
     }
@@ -212,7 +224,10 @@ impl Method for IJepa {
         let h_wanted = tokens.index_select(&rows, 0)?.reshape(predicted.shape())?; // (T B, M, d)
         let loss = smooth_l1(&predicted, &h_wanted, 1.0)?;
         let mean = tokens.mean_keepdim(0)?.unsqueeze(0)?.broadcast_as(h_wanted.shape())?;
-        let terms = target_terms(&loss, &smooth_l1(&mean, &h_wanted, 1.0)?, &tokens)?;
+        let mut terms = target_terms(&loss, &smooth_l1(&mean, &h_wanted, 1.0)?, &tokens)?;
+        let squares = |guess: &Tensor| (guess - &h_wanted)?.sqr()?.mean_all();
+        let bits = bits_per_dimension(&squares(&predicted.detach())?, &squares(&mean)?, Noise::Gaussian)?;
+        terms.push(("bits_per_dimension", bits));
         Ok(StepOutput { terms, loss, embeddings: vec![tokens], memory: vec![] })
     }
 

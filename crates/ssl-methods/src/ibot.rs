@@ -26,6 +26,7 @@ use crate::ibot_parts::{LayerRates, Masks, Parts, Targets};
 use crate::masks::{BlockMask, mask_tensor, uniform};
 use crate::method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 use crate::reconstruction::{vision_transformer, with_class_token};
+use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher, TeacherTemperature};
 
 /// Settings of iBOT; the defaults are the paper's for ViT-S/16.
@@ -135,6 +136,16 @@ impl Settings for IbotConfig {
 
     fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
         with_class_token(&vision_transformer(backbone)?)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the centres that are taken from the teacher's scores, and their sharpening",
+            "a teacher's temperature that does not balance the centre, or a learning rate that is too high",
+            "method.teacher_temperature of 0.04, method.center_momentum of 0.9, a longer method.freeze_last_layer_epochs, a lower \
+             optimizer.lr, train.clip_norm of 3",
+        )
+        .unless(self.center_momentum == 1.0, "center_momentum", 1, Self::default().center_momentum)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

@@ -24,8 +24,10 @@ use crate::config::Settings;
 use crate::masks::{RandomMask, mask_tensor};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
 use crate::reconstruction::{
-    completed, gain, mean_of_hidden, vision_transformer, without_relative_positions,
+    Noise, bits_per_dimension, completed, gain, mean_of_hidden, vision_transformer,
+    without_relative_positions,
 };
+use crate::safeguard::Safeguard;
 
 /// Settings of MAE; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,6 +83,14 @@ impl Settings for MaeConfig {
             ));
         }
         Ok(())
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "targets that are pixels, which the network cannot change",
+            "a learning rate that is too high or too low, or too little left to see",
+            "optimizer.lr three times lower or higher, a longer warm-up, a lower method.mask_ratio",
+        )
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -160,7 +170,10 @@ impl Method for Mae {
         let of_mean = mae(&mean_of_hidden(&target, &mask)?, &target, &mask)?;
         let patches = self.encoder.split(&h)?.patches.contiguous()?; // (B, K, d)
         Ok(StepOutput {
-            terms: vec![("reconstruction_gain", gain(&loss, &of_mean)?)],
+            terms: vec![
+                ("reconstruction_gain", gain(&loss, &of_mean)?),
+                ("bits_per_dimension", bits_per_dimension(&loss, &of_mean, Noise::Gaussian)?),
+            ],
             loss,
             embeddings: vec![patches.flatten_to(1)?.detach()], // (B K, d)
             memory: vec![],

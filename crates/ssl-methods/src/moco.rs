@@ -24,8 +24,10 @@ use ssl_nn::{DrawsAt, Mlp, MlpConfig, Params, Scope};
 
 use crate::checks;
 use crate::config::Settings;
+use crate::contrast::ceiling;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::queue::Queue;
+use crate::safeguard::Safeguard;
 use crate::split_norm::SplitNorm;
 use crate::teacher::{self, Teacher};
 
@@ -99,6 +101,17 @@ impl Settings for MocoConfig {
             ));
         }
         Ok(())
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the queue of other images, from which the loss drives each image away, and keys that change slowly",
+            "a temperature at which all images look alike, a queue of keys that are too old, or batch statistics that tell which \
+             images belong together",
+            "method.temperature between 0.07 and 0.2, method.momentum between 0.99 and 0.999, a smaller method.queue_size, \
+             method.batch_norm_groups of 2 or more",
+        )
+        .unless(self.momentum < 0.5, "momentum", self.momentum, 0.999)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -217,8 +230,12 @@ impl Method for Moco {
         }
         // I(q; k) >= log(1 + K) - loss, in nats.
         let mi_bound = (per_direction.neg()? + ((1 + self.config.queue_size) as f64).ln())?;
-        let terms =
-            vec![("mi_lower_bound", mi_bound), ("positive_cosine", positive), ("negative_cosine", negative)];
+        let terms = vec![
+            ("mi_lower_bound", mi_bound),
+            ("positive_cosine", positive),
+            ("negative_cosine", negative),
+            ceiling(1 + self.config.queue_size)?,
+        ];
         Ok(StepOutput { loss, terms, embeddings, memory })
     }
 

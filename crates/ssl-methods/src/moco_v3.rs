@@ -21,8 +21,9 @@ use ssl_nn::{Affine, DrawsAt, Mlp, MlpConfig, Params, Schedule, Scope};
 
 use crate::checks;
 use crate::config::Settings;
-use crate::cosines::cosines;
+use crate::contrast::{ceiling, cosines};
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher};
 
 /// Settings of MoCo v3; the defaults are the official code's for ResNet-50 on ImageNet.
@@ -71,6 +72,14 @@ impl Settings for MocoV3Config {
         checks::temperature("temperature", self.temperature)?;
         checks::number("momentum", self.momentum, 0.0..=1.0)?;
         checks::number("final_momentum", self.final_momentum, 0.0..=1.0)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the other images of the batch, from which the loss drives each image away",
+            "a temperature at which all images look alike, views that share too little, or a learning rate that is too high",
+            "method.temperature between 0.1 and 1, a lower optimizer.lr with a longer warm-up, a larger train.batch_size",
+        )
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -181,6 +190,7 @@ impl Method for MocoV3 {
             ("mi_lower_bound", mi_bound),
             ("positive_cosine", ((p_1 + p_2)? * 0.5)?),
             ("negative_cosine", ((n_1 + n_2)? * 0.5)?),
+            ceiling(n)?,
         ];
         Ok(StepOutput { loss, terms, embeddings: vec![q_1, q_2], memory: vec![] })
     }

@@ -25,6 +25,7 @@ use crate::crops::Crops;
 use crate::masks::RandomMask;
 use crate::method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 use crate::reconstruction::{vision_transformer, with_class_token};
+use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher};
 
 /// Settings of MSN; the defaults are the official ones of ViT-S/16.
@@ -97,6 +98,16 @@ impl Settings for MsnConfig {
 
     fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
         with_class_token(&vision_transformer(backbone)?)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the part of the loss that spreads the mean prediction over all prototypes, and the equal shares of the targets",
+            "too little weight on the spread, or targets that are sharpened too little",
+            "method.spread_weight of 1 or more, method.sinkhorn_iterations of 3, method.sharpening of 0.25, fewer method.prototypes",
+        )
+        .unless(self.spread_weight == 0.0, "spread_weight", 0, Self::default().spread_weight)
+        .unless(self.spread_weight == 0.0 && self.sinkhorn_iterations == 0, "sinkhorn_iterations", 0, Self::default().sinkhorn_iterations)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

@@ -85,6 +85,27 @@ pub(crate) fn gain(loss: &Tensor, of_mean: &Tensor) -> Result<Tensor> {
     1.0 - (loss? / (of_mean? + 1e-6)?)?
 }
 
+/// How the errors of a prediction are taken to be distributed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Noise {
+    /// Normally: losses are mean squares.
+    Gaussian,
+    /// By Laplace's law: losses are mean absolute values.
+    Laplace,
+}
+
+/// How many bits a value of a hidden patch costs less by the prediction than by the mean: what the visible patches are
+/// shown to tell of it, by the bound of Barber and Agakov (2003). Errors of mean square `s²` cost `½ log₂ s²` bits and a
+/// constant, those of mean absolute value `b` cost `log₂ b`. Below 0 for a prediction that is worse than the mean.
+pub(crate) fn bits_per_dimension(loss: &Tensor, of_mean: &Tensor, noise: Noise) -> Result<Tensor> {
+    let [loss, of_mean] = [loss, of_mean].map(|loss| loss.detach().to_dtype(DType::F64));
+    let bits = ((of_mean? + 1e-12)?.log()? - (loss? + 1e-12)?.log()?)? / std::f64::consts::LN_2;
+    match noise {
+        Noise::Gaussian => bits? * 0.5,
+        Noise::Laplace => bits,
+    }
+}
+
 /// What methods report that predict features: the [`gain`] over the mean target, and the standard deviation of the
 /// targets `(M, D)` over all patches of the batch, 0 if they have become the same.
 pub(crate) fn target_terms(
@@ -117,6 +138,10 @@ mod tests {
         for (loss, of_mean, expected) in [(0.0, 2.0, 1.0), (2.0, 2.0, 0.0), (1.0, 4.0, 0.75)] {
             let gain = gain(&scalar(loss), &scalar(of_mean)).unwrap().to_scalar::<f64>().unwrap();
             assert!((gain - expected).abs() < 1e-5, "{gain}");
+        }
+        for (noise, expected) in [(Noise::Gaussian, 1.0), (Noise::Laplace, 2.0)] {
+            let bits = bits_per_dimension(&scalar(1.0), &scalar(4.0), noise).unwrap();
+            assert!((bits.to_scalar::<f64>().unwrap() - expected).abs() < 1e-6, "{noise:?}: {bits}");
         }
         assert!(gain(&scalar(0.0), &scalar(0.0)).unwrap().to_scalar::<f64>().unwrap().is_finite());
     }

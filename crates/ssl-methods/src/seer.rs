@@ -12,6 +12,7 @@ use ssl_nn::Params;
 
 use crate::config::Settings;
 use crate::method::Method;
+use crate::safeguard::Safeguard;
 use crate::swav::{Swav, SwavConfig};
 
 /// Settings of SEER; the defaults are the paper's.
@@ -80,6 +81,15 @@ impl SeerConfig {
 impl Settings for SeerConfig {
     fn validate(&self) -> std::result::Result<(), String> {
         self.as_swav().validate()
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the equal shares of images that Sinkhorn and Knopp's iterations give to prototypes",
+            "an epsilon at which the codes are nearly even, or more prototypes than the batch can fill",
+            "method.sinkhorn_epsilon of 0.03 instead of 0.05, fewer method.prototypes, a longer method.freeze_prototypes_steps",
+        )
+        .unless(self.sinkhorn_iterations == 0, "sinkhorn_iterations", 0, Self::default().sinkhorn_iterations)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

@@ -16,9 +16,10 @@ use ssl_losses::SelfLabels;
 use ssl_nn::{Init, Params, Purpose, cross_entropy, linear, log_softmax, permutation, rng};
 
 use crate::checks;
-use crate::clusters::{distinct, prediction_information};
+use crate::clusters::{ceiling, distinct, prediction_information};
 use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 
 /// Settings of SeLa; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +84,15 @@ impl Settings for SelaConfig {
         checks::count("max_iterations", self.max_iterations, 0..=10_000_000)?;
         checks::count("label_steps", self.label_steps, 1..=100_000)?;
         checks::count("heads_per_label_step", self.heads_per_label_step, 1..=self.heads)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the equal shares of images that all labels get",
+            "too few label steps for the labels to follow the features, or more labels than the images can fill",
+            "more method.label_steps, fewer method.labels, a larger method.lambda",
+        )
+        .unless(self.max_iterations == 0, "max_iterations", 0, Self::default().max_iterations)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>> {
@@ -203,6 +213,7 @@ impl Method for Sela {
             ("prediction_information", prediction_information(&log_softmax(&first, D::Minus1)?)?),
             ("used_prototypes", distinct(&own)?),
             ("possible_prototypes", Tensor::new(k.min(own.dim(0)?) as f32, own.device())?),
+            ceiling(k, own.dim(0)?)?,
         ];
         Ok(StepOutput { loss, terms, embeddings: vec![h.detach()], memory: vec![] })
     }

@@ -18,7 +18,9 @@ use ssl_nn::{Affine, Mlp, MlpConfig, Params};
 
 use crate::checks;
 use crate::config::Settings;
+use crate::contrast::{ceiling, cross_view_terms};
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 
 /// Settings of SimCLR; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,14 @@ impl Settings for SimClrConfig {
         checks::count("projector_hidden", self.projector_hidden, 0..=*checks::WIDTH.end())?;
         checks::count("projector_dim", self.projector_dim, checks::WIDTH)?;
         checks::count("projector_layers", self.projector_layers, checks::LAYERS)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the other images of the batch, from which the loss drives each image away",
+            "a temperature at which all images look alike, views that share too little, or a learning rate that is too high",
+            "method.temperature between 0.1 and 0.5, larger crops (augment.crop_scale), a lower optimizer.lr, a larger train.batch_size",
+        )
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -110,12 +120,9 @@ impl Method for SimClr {
         let loss = nt_xent(&z_a, &z_b, self.temperature)?;
         // I(z_a; z_b) >= log(2N - 1) - loss, in nats.
         let mi_bound = (loss.detach().neg()? + ((2 * n - 1) as f64).ln())?;
-        Ok(StepOutput {
-            loss,
-            terms: vec![("mi_lower_bound", mi_bound)],
-            embeddings: vec![z_a.detach(), z_b.detach()],
-            memory: vec![],
-        })
+        let mut terms = vec![("mi_lower_bound", mi_bound), ceiling(2 * n - 1)?];
+        terms.extend(cross_view_terms(&z_a.detach(), &z_b.detach(), self.temperature)?);
+        Ok(StepOutput { loss, terms, embeddings: vec![z_a.detach(), z_b.detach()], memory: vec![] })
     }
 
     fn encoder(&self) -> &dyn Backbone {

@@ -23,7 +23,10 @@ use crate::config::Settings;
 use crate::masked_encoder::MaskedEncoder;
 use crate::masks::{cell_mask, mask_tensor};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
-use crate::reconstruction::{completed, gain, mean_of_hidden, mean_of_visible, vision_transformer};
+use crate::reconstruction::{
+    Noise, bits_per_dimension, completed, gain, mean_of_hidden, mean_of_visible, vision_transformer,
+};
+use crate::safeguard::Safeguard;
 
 /// Settings of SimMIM; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,6 +68,14 @@ impl Settings for SimMimConfig {
             ));
         }
         Ok(())
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "targets that are pixels, which the network cannot change",
+            "a learning rate that is too high or too low, or too little left to see",
+            "optimizer.lr three times lower or higher, a longer warm-up, a lower method.mask_ratio or a smaller method.mask_cell",
+        )
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -135,8 +146,12 @@ impl Method for SimMim {
         let of_cells = mask.reshape(((), grid.0, grid.1))?;
         let loss = simmim(&prediction, x, &of_cells)?;
         let mean = unpatchify(&mean_of_hidden(&patchify(x, p)?, &mask)?, p, grid)?;
+        let of_mean = simmim(&mean, x, &of_cells)?;
         Ok(StepOutput {
-            terms: vec![("reconstruction_gain", gain(&loss, &simmim(&mean, x, &of_cells)?)?)],
+            terms: vec![
+                ("reconstruction_gain", gain(&loss, &of_mean)?),
+                ("bits_per_dimension", bits_per_dimension(&loss, &of_mean, Noise::Laplace)?),
+            ],
             loss,
             embeddings: vec![mean_of_visible(&h, &mask)?],
             memory: vec![],

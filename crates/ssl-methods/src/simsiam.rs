@@ -20,6 +20,7 @@ use ssl_nn::{Affine, DrawsAt, Mlp, MlpConfig, Params};
 use crate::checks;
 use crate::config::Settings;
 use crate::method::{Batch, Method, ParameterRule, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 
 /// Settings of SimSiam; the defaults are the paper's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +59,15 @@ impl Settings for SimSiamConfig {
         checks::count("projector_dim", self.projector_dim, checks::WIDTH)?;
         checks::count("projector_layers", self.projector_layers, checks::LAYERS)?;
         checks::count("predictor_hidden", self.predictor_hidden, checks::WIDTH)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the stop of the gradient at the targets",
+            "a predictor that cannot keep up with its targets, or a learning rate that is too high",
+            "a constant rate for the predictor (method.constant_predictor_lr = true), a lower optimizer.lr, no weight decay on norms",
+        )
+        .unless(!self.stop_gradient, "stop_gradient", false, true)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {

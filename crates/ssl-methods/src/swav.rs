@@ -17,10 +17,11 @@ use ssl_losses::{SwavLoss, normalize};
 use ssl_nn::{Init, Mlp, MlpConfig, Params, log_softmax};
 
 use crate::checks;
-use crate::clusters::{entropy, prediction_information, used_columns};
+use crate::clusters::{ceiling, entropy, prediction_information, used_columns};
 use crate::config::Settings;
 use crate::crops::Crops;
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 
 /// Settings of SwAV; the defaults are the paper's for ImageNet with large batches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,6 +94,17 @@ impl Settings for SwavConfig {
         checks::count("freeze_prototypes_steps", self.freeze_prototypes_steps, 0..=MAX_STEPS)?;
         checks::count("queue_length", self.queue_length, 0..=10_000_000)?;
         checks::count("queue_start_epoch", self.queue_start_epoch, checks::EPOCHS)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the equal shares of images that Sinkhorn and Knopp's iterations give to prototypes",
+            "an epsilon at which the codes are nearly even, more prototypes than the batch can fill, or prototypes that move \
+             before the features do",
+            "method.sinkhorn_epsilon of 0.03 instead of 0.05, fewer method.prototypes, a queue (method.queue_length), a longer \
+             method.freeze_prototypes_steps",
+        )
+        .unless(self.sinkhorn_iterations == 0, "sinkhorn_iterations", 0, Self::default().sinkhorn_iterations)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
@@ -181,6 +193,7 @@ impl Swav {
             ("code_entropy", (entropy(&q)? / rows as f64)?),
             ("used_prototypes", used_columns(&q)?),
             ("possible_prototypes", Tensor::new(k.min(rows) as f32, q.device())?),
+            ceiling(k, rows)?,
         ])
     }
 }

@@ -20,6 +20,7 @@ use ssl_nn::{Mlp, MlpConfig, Params};
 use crate::checks;
 use crate::config::Settings;
 use crate::method::{Batch, Method, StepContext, StepOutput};
+use crate::safeguard::Safeguard;
 
 /// Settings of VICReg; the defaults are the official code's for ImageNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +64,17 @@ impl Settings for VicRegConfig {
         checks::number("invariance_weight", self.invariance_weight, 0.0..=1e4)?;
         checks::number("variance_weight", self.variance_weight, 0.0..=1e4)?;
         checks::number("covariance_weight", self.covariance_weight, 0.0..=1e4)
+    }
+
+    fn safeguard(&self) -> Safeguard {
+        Safeguard::new(
+            "the variance and covariance parts of the loss",
+            "weights of the variance and covariance parts that are too small beside that of the invariance, or a learning rate \
+             that is too high",
+            "method.variance_weight of at least method.invariance_weight, method.covariance_weight of 1, a lower optimizer.lr",
+        )
+        .unless(self.variance_weight == 0.0, "variance_weight", 0, Self::default().variance_weight)
+        .unless(self.covariance_weight == 0.0, "covariance_weight", 0, Self::default().covariance_weight)
     }
 
     fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
