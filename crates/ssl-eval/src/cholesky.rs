@@ -31,12 +31,22 @@ impl Cholesky {
         Self { size, lower }
     }
 
-    /// Replaces the right-hand side `b` by the solution of `A x = b`.
-    pub(crate) fn solve(&self, b: &mut [f64]) {
+    /// The logarithm of the determinant of `A`.
+    pub(crate) fn log_det(&self) -> f64 {
+        2.0 * self.lower.iter().step_by(self.size + 1).map(|pivot| pivot.ln()).sum::<f64>()
+    }
+
+    /// Replaces `b` by the solution of `L x = b`.
+    pub(crate) fn solve_lower(&self, b: &mut [f64]) {
         for i in 0..self.size {
             let row = &self.lower[i * self.size..][..=i];
             b[i] = (b[i] - dot(&row[..i], &b[..i])) / row[i];
         }
+    }
+
+    /// Replaces the right-hand side `b` by the solution of `A x = b`.
+    pub(crate) fn solve(&self, b: &mut [f64]) {
+        self.solve_lower(b);
         for i in (0..self.size).rev() {
             let row = &self.lower[i * self.size..][..=i];
             b[i] /= row[i];

@@ -1,22 +1,105 @@
 //! The directions in which features differ most.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
+use crate::rows::{centred, finite_rows, products};
+use crate::symmetric::Eigen;
 use crate::{Error, Result};
 
-/// Rounds of the iteration; each shrinks what is left of other directions by the ratio of their variances.
-const ROUNDS: usize = 200;
+/// A variance below this share of the largest is rounding.
+const ROUNDING: f64 = 1e-12;
 
-/// Coordinates of rows along their `k` principal components, those of the largest variance first.
+/// The principal components of a set of rows.
 ///
-/// Orthogonal iteration in `f64` on the covariance, from a fixed start; each component points so that its largest coordinate
-/// is positive. Components that the data does not have, beyond its rank, are 0.
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use ssl_eval::PrincipalComponents;
+///
+/// let on_a_line = Tensor::new(&[[0f64, 0.], [3., 4.], [6., 8.]], &Device::Cpu)?;
+/// let pca = PrincipalComponents::fit(&on_a_line, 2)?;
+/// assert!((pca.variances()[0] - 25.0).abs() < 1e-9 && pca.variance_shares()[0] > 0.999);
+/// let along = pca.project(&Tensor::new(&[[9f64, 12.]], &Device::Cpu)?)?.to_vec2::<f64>()?;
+/// assert!((along[0][0].abs() - 10.0).abs() < 1e-9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct PrincipalComponents {
+    mean: Tensor,
+    components: Tensor,
+    variances: Vec<f64>,
+    total: f64,
+}
+
+impl PrincipalComponents {
+    /// The `k` components of the largest variance, from the eigenvectors of the unbiased covariance. Components that the data
+    /// does not have, beyond its rank, are 0.
+    ///
+    /// # Shapes
+    /// `(N, D)`, `1 <= k <= D`.
+    ///
+    /// # Errors
+    /// If `k` is out of range, there are no rows, or a value is not finite.
+    pub fn fit(rows: &Tensor, k: usize) -> Result<Self> {
+        let rows = finite_rows(rows, 1)?;
+        let (n, d) = rows.dims2()?;
+        if !(1..=d).contains(&k) {
+            let allowed = "1 to the number of features";
+            return Err(Error::Config { field: "k", value: k.to_string(), allowed });
+        }
+        let x = centred(&rows)?;
+        let covariance = products(&x, &x, (n as f64 - 1.0).max(1.0))?;
+        let total = covariance.iter().step_by(d + 1).sum();
+        let Eigen { values, mut vectors } = Eigen::of(&covariance, d)?;
+        let floor = ROUNDING * values[0];
+        let variances: Vec<f64> = values[..k].iter().map(|v| if *v > floor { *v } else { 0.0 }).collect();
+        for (vector, variance) in vectors.chunks_exact_mut(d).zip(&variances) {
+            if *variance == 0.0 {
+                vector.fill(0.0);
+            }
+        }
+        vectors.truncate(k * d);
+        let components = Tensor::from_vec(vectors, (k, d), rows.device())?;
+        Ok(Self { mean: rows.mean_keepdim(0)?, components, variances, total })
+    }
+
+    /// The mean of the rows, `(1, D)`.
+    pub fn mean(&self) -> &Tensor {
+        &self.mean
+    }
+
+    /// Unit vectors, or 0, `(k, D)`.
+    pub fn components(&self) -> &Tensor {
+        &self.components
+    }
+
+    /// The variance along each component, unbiased, the largest first.
+    pub fn variances(&self) -> &[f64] {
+        &self.variances
+    }
+
+    /// Of all the variance of the rows, the share along each component.
+    pub fn variance_shares(&self) -> Vec<f64> {
+        self.variances.iter().map(|v| if self.total > 0.0 { v / self.total } else { 0.0 }).collect()
+    }
+
+    /// Coordinates of rows along the components, `(N, D)` to `(N, k)` in `f64`.
+    ///
+    /// # Errors
+    /// If there are no rows, `D` differs, or a value is not finite.
+    pub fn project(&self, rows: &Tensor) -> Result<Tensor> {
+        Ok(finite_rows(rows, 1)?.broadcast_sub(&self.mean)?.matmul(&self.components.t()?)?)
+    }
+}
+
+/// Coordinates of rows along their `k` principal components, those of the largest variance first; each component points so
+/// that its largest coordinate is positive. Those that the data does not have, beyond its rank, are 0.
 ///
 /// # Shapes
 /// `(N, D)` to `(N, k)` of type `f64`, `1 <= k <= D`.
 ///
 /// # Errors
-/// If `k` is out of range, there are no rows, or a covariance is not finite.
+/// As [`PrincipalComponents::fit`].
 ///
 /// # Example
 /// ```
@@ -28,60 +111,13 @@ const ROUNDS: usize = 200;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn principal_components(rows: &Tensor, k: usize) -> Result<Tensor> {
-    let (n, d) = rows.dims2()?;
-    if n == 0 {
-        return Err(Error::Empty);
-    }
-    if !(1..=d).contains(&k) {
-        let allowed = "1 to the number of features";
-        return Err(Error::Config { field: "k", value: k.to_string(), allowed });
-    }
-    let x = rows.to_dtype(DType::F64)?;
-    let x = x.broadcast_sub(&x.mean_keepdim(0)?)?;
-    let covariance = x.t()?.matmul(&x)?.to_vec2::<f64>()?;
-    for (row, values) in covariance.iter().enumerate() {
-        if let Some(column) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::NonFinite { row, column, value: values[column] });
-        }
-    }
-    // A start that is orthogonal to no axis.
-    let mut basis: Vec<Vec<f64>> =
-        (0..k).map(|i| (0..d).map(|j| ((1 + i) as f64 * (1.0 + j as f64).sqrt()).sin()).collect()).collect();
-    orthonormalize(&mut basis);
-    for _ in 0..ROUNDS {
-        basis = basis.iter().map(|v| covariance.iter().map(|row| dot(row, v)).collect()).collect();
-        orthonormalize(&mut basis);
-    }
-    let basis = Tensor::new(basis, rows.device())?; // (k, D)
-    let along = x.matmul(&basis.t()?)?.to_vec2::<f64>()?;
-    let sign = |i: usize| {
-        let largest =
-            along.iter().map(|row| row[i]).fold(0.0, |a: f64, b| if b.abs() > a.abs() { b } else { a });
-        if largest < 0.0 { -1.0 } else { 1.0 }
-    };
-    let signs: Vec<f64> = (0..k).map(sign).collect();
-    Ok(Tensor::new(along, rows.device())?.broadcast_mul(&Tensor::new(signs, rows.device())?)?)
-}
-
-/// Gram and Schmidt's; a vector that lies in the span of those before it becomes 0.
-fn orthonormalize(basis: &mut [Vec<f64>]) {
-    for i in 0..basis.len() {
-        let (before, rest) = basis.split_at_mut(i);
-        let v = &mut rest[0];
-        let length = dot(v, v).sqrt();
-        // Twice, for what rounding leaves.
-        for other in before.iter().chain(before.iter()) {
-            let share = dot(v, other);
-            v.iter_mut().zip(other).for_each(|(a, b)| *a -= share * b);
-        }
-        let rest = dot(v, v).sqrt();
-        let scale = if rest > 1e-10 * length && rest > 0.0 { 1.0 / rest } else { 0.0 };
-        v.iter_mut().for_each(|a| *a *= scale);
-    }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let along = PrincipalComponents::fit(rows, k)?.project(rows)?;
+    let columns = along.t()?.to_vec2::<f64>()?;
+    let largest =
+        |column: &Vec<f64>| column.iter().fold(0.0, |a: f64, b| if b.abs() > a.abs() { *b } else { a });
+    let signs: Vec<f64> =
+        columns.iter().map(|column| if largest(column) < 0.0 { -1.0 } else { 1.0 }).collect();
+    Ok(along.broadcast_mul(&Tensor::new(signs, rows.device())?)?)
 }
 
 #[cfg(test)]

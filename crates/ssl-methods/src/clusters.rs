@@ -16,7 +16,7 @@ pub(crate) fn prediction_information(log_p: &Tensor) -> Result<Tensor> {
 
 /// The most that [`prediction_information`] can be of `rows` distributions over `k` prototypes, in nats.
 pub(crate) fn ceiling(k: usize, rows: usize) -> Result<(&'static str, Tensor)> {
-    Ok(("prediction_ceiling", Tensor::new((k.min(rows).max(1) as f64).ln(), &Device::Cpu)?))
+    Ok(("prediction_ceiling", Tensor::new((k.min(rows).max(1) as f32).ln(), &Device::Cpu)?))
 }
 
 /// `−Σ p log p` of all elements, with `0 log 0 = 0`.

@@ -62,6 +62,7 @@ pub use moco::{Moco, MocoConfig};
 pub use moco_v3::{MocoV3, MocoV3Config};
 pub use msn::{Msn, MsnConfig};
 pub use queue::Queue;
+pub use safeguard::{Removed, Safeguard};
 pub use seer::SeerConfig;
 pub use sela::{LabelTimes, Sela, SelaConfig};
 pub use simclr::{SimClr, SimClrConfig};

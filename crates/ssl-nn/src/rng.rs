@@ -32,6 +32,10 @@ pub enum Purpose {
     Mask = 10,
     /// Which of its texts an image is shown with.
     Caption = 11,
+    /// Views of the images whose features are measured during a run.
+    Measure = 12,
+    /// Which samples an evaluation chooses.
+    Evaluate = 13,
 }
 
 /// The generator at the coordinates `(seed, purpose, epoch, sample, view)`.

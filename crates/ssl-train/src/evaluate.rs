@@ -147,25 +147,11 @@ pub(crate) fn judge(
     mut progress: impl FnMut(&str),
     zero_shot: impl FnOnce(&Features) -> Result<Option<ZeroShot>>,
 ) -> Result<Evaluation> {
-    let Some(test) = &images.test else {
-        return Err(Error::Recipe(
-            "the data has no labels, so there is nothing to evaluate against".to_owned(),
-        ));
-    };
+    let test = labelled_test(images)?;
     let pixels = |set: &Tolerant| -> Result<Features> { Ok(raw_pixels(batches(set, protocol, device)?)?) };
-    let embed = |backbone: &dyn Backbone, set: &Tolerant| -> Result<Features> {
-        Ok(extract(backbone, batches(set, protocol, device)?)?)
-    };
+    let embed = |backbone: &dyn Backbone, set: &Tolerant| embed(backbone, set, protocol, device);
     let classes = images.class_names().len();
-    let score = |train: &Features, test: &Features| -> Result<Scores> {
-        let linear = linear_probe(train, test, classes, &LinearProbeConfig::default())?;
-        Ok(Scores {
-            knn: knn_accuracy(train, test, classes, &protocol.knn)?,
-            linear: linear.top1,
-            linear_c: linear.c,
-            linear_converged: linear.converged,
-        })
-    };
+    let score = |train: &Features, test: &Features| scores(train, test, classes, &protocol.knn);
     progress("features of the trained encoder");
     let test_features = embed(backbone, test)?;
     let zero_shot = zero_shot(&test_features)?;
@@ -178,6 +164,38 @@ pub(crate) fn judge(
     let pixels = score(&pixels(&images.train)?, &pixels(test)?)?;
     let baselines = Baselines { pixels, untrained };
     Ok(Evaluation { encoder, baselines, zero_shot, protocol: protocol.clone() })
+}
+
+/// Accuracies of `backbone` alone.
+pub(crate) fn score(
+    backbone: &dyn Backbone,
+    protocol: &Protocol,
+    images: &Images,
+    device: &Device,
+) -> Result<Scores> {
+    let test = labelled_test(images)?;
+    let embed = |set: &Tolerant| embed(backbone, set, protocol, device);
+    scores(&embed(&images.train)?, &embed(test)?, images.class_names().len(), &protocol.knn)
+}
+
+fn labelled_test(images: &Images) -> Result<&Tolerant> {
+    images.test.as_deref().ok_or_else(|| {
+        Error::Recipe("the data has no labels, so there is nothing to evaluate against".to_owned())
+    })
+}
+
+fn embed(backbone: &dyn Backbone, set: &Tolerant, protocol: &Protocol, device: &Device) -> Result<Features> {
+    Ok(extract(backbone, batches(set, protocol, device)?)?)
+}
+
+fn scores(train: &Features, test: &Features, classes: usize, knn: &KnnConfig) -> Result<Scores> {
+    let linear = linear_probe(train, test, classes, &LinearProbeConfig::default())?;
+    Ok(Scores {
+        knn: knn_accuracy(train, test, classes, knn)?,
+        linear: linear.top1,
+        linear_c: linear.c,
+        linear_converged: linear.converged,
+    })
 }
 
 /// The images of `set` in order, resized, cropped and normalised.

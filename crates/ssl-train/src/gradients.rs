@@ -82,6 +82,14 @@ impl Gradients {
         Ok(squares.sum::<Result<f64>>()?.sqrt())
     }
 
+    /// L2 norm of the gradient of the parameter `name`, if it has one.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn norm_of(&self, name: &str) -> Result<Option<f64>> {
+        self.get(name).map(|gradient| squared_norm(gradient).map(f64::sqrt)).transpose()
+    }
+
     /// The first parameter in the order of `params` whose gradient is not finite.
     ///
     /// # Errors

@@ -69,6 +69,22 @@ impl Loader {
         Self::start(recipe, images, plan, 0..batches, threads, device)
     }
 
+    /// Starts `threads` workers on `draws` sets of views of the images `index`, one batch a set. They are the same whenever
+    /// in the run they are asked for.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub(crate) fn measure(
+        recipe: &Recipe,
+        images: Arc<Tolerant>,
+        index: Vec<usize>,
+        draws: usize,
+        threads: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::start(recipe, images, Plan::Measure { index }, 0..draws, threads, device)
+    }
+
     fn start(
         recipe: &Recipe,
         images: Arc<Tolerant>,
@@ -232,6 +248,8 @@ enum Plan {
     },
     /// All images once, in their order.
     Pass { step: usize, batches: usize },
+    /// The same few images in every batch.
+    Measure { index: Vec<usize> },
 }
 
 impl Plan {
@@ -253,6 +271,7 @@ impl Plan {
                 let bound = |number: usize| number * images / batches;
                 ((bound(number)..bound(number + 1)).collect(), Purpose::Pass, *step as u64)
             }
+            Self::Measure { index } => (index.clone(), Purpose::Measure, number as u64),
         }
     }
 }

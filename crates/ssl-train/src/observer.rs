@@ -25,6 +25,17 @@ pub struct StepReport<'a> {
     pub wait_seconds: f64,
 }
 
+/// What the features of a run are like.
+#[derive(Clone, Copy, Debug)]
+pub struct MeasureReport<'a> {
+    /// Optimiser steps done.
+    pub step: usize,
+    /// Epochs done.
+    pub epoch: f64,
+    /// The [`Measures`](crate::Measures), and the accuracies if there are some, by name.
+    pub values: &'a [(&'static str, f64)],
+}
+
 /// What an observer wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -47,6 +58,9 @@ pub trait Observer {
     fn on_step(&mut self, _report: &StepReport<'_>) -> Control {
         Control::Continue
     }
+
+    /// Called when features were measured.
+    fn on_measure(&mut self, _report: &MeasureReport<'_>) {}
 
     /// Called with a sentence that a person should read.
     fn on_notice(&mut self, _notice: &str) {}

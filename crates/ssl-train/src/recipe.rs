@@ -14,6 +14,7 @@ use crate::embedded::EMBEDDED;
 use crate::error::{Error, Result};
 use crate::gradients::ClipScope;
 use crate::layers::{self, from_table, to_table};
+use crate::measure::MeasureConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::ScheduleConfig;
 
@@ -62,6 +63,9 @@ pub struct Recipe {
     pub checkpoint: CheckpointConfig,
     /// How the encoder is judged.
     pub eval: EvalConfig,
+    /// What is measured of its features meanwhile.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub measure: MeasureConfig,
 }
 
 /// The images of a run.
@@ -120,6 +124,14 @@ pub struct EvalConfig {
     pub knn_k: usize,
     /// Temperature of its votes.
     pub knn_temperature: f64,
+    /// Epochs between evaluations during the training; 0 for none before its end. They do not change the run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub every_epochs: usize,
+}
+
+/// Whether a value need not be written.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Recipe {
@@ -164,9 +176,11 @@ impl Recipe {
             reference.schedule.unwritten().into_iter().map(|(key, value)| ("schedule", key, value));
         let scope = ("train", "clip_scope", Value::String("all".to_owned()));
         let partners = ("data", "partners", Value::String(String::new()));
+        let online = ("eval", "every_epochs", Value::Integer(0));
+        table.insert("measure".to_owned(), Value::Table(to_table(&MeasureConfig::default())?));
         let of_method = reference.method.unwritten().iter();
         let of_method = of_method.map(|(key, value)| ("method", *key, Value::from(*value)));
-        for (section, key, value) in unwritten.chain([scope, partners]).chain(of_method) {
+        for (section, key, value) in unwritten.chain([scope, partners, online]).chain(of_method) {
             if let Some(Value::Table(section)) = table.get_mut(section) {
                 section.insert(key.to_owned(), value);
             }
@@ -199,7 +213,7 @@ impl Recipe {
     }
 
     /// Sixteen hexadecimal digits that change with whatever changes the result, and not with the place of the data, the
-    /// size of the cache or `backbone.recompute`.
+    /// size of the cache, `backbone.recompute` or what is measured meanwhile.
     ///
     /// # Errors
     /// As [`Recipe::to_toml`].
@@ -208,9 +222,8 @@ impl Recipe {
         Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Key by key what differs from `there`, except the place of the data, the size of the cache and
-    /// `backbone.recompute`, which do not change
-    /// the result.
+    /// Key by key what differs from `there`, except the place of the data, the size of the cache, `backbone.recompute` and
+    /// what is measured meanwhile, which do not change the result.
     ///
     /// # Errors
     /// As [`Recipe::to_toml`].
@@ -228,6 +241,8 @@ impl Recipe {
                 ..self.data.clone()
             },
             backbone: BackboneConfig { recompute: None, ..self.backbone.clone() },
+            eval: EvalConfig { every_epochs: 0, ..self.eval.clone() },
+            measure: MeasureConfig::default(),
             ..self.clone()
         }
     }
@@ -303,7 +318,8 @@ impl Recipe {
                 clip_scope: ClipScope::All,
             },
             checkpoint: CheckpointConfig { every_steps: 100, keep: 2 },
-            eval: EvalConfig { knn_k: 20, knn_temperature: 0.07 },
+            eval: EvalConfig { knn_k: 20, knn_temperature: 0.07, every_epochs: 0 },
+            measure: MeasureConfig::default(),
         })
     }
 
@@ -374,6 +390,7 @@ impl Recipe {
             self.backbone.validate(),
             self.method.validate_backbone(&self.backbone),
             self.text.as_ref().map_or(Ok(()), TextConfig::validate),
+            self.measure.validate(),
         ];
         for check in checks {
             check.map_err(Error::Recipe)?;

@@ -1,7 +1,7 @@
 //! The folder of one run: who may write to it, what lies where, what is kept.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -9,12 +9,13 @@ use ssl_backbones::write_atomically;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::history::Line;
 use crate::recipe::Recipe;
 
 /// A run's folder, locked for as long as this value lives.
 ///
 /// ```text
-/// recipe.toml  metrics.jsonl  checkpoints/step-….safetensors  encoder.safetensors  result.json
+/// recipe.toml  metrics.jsonl  measures.jsonl  checkpoints/step-….safetensors  encoder.safetensors  result.json
 /// ```
 #[derive(Debug)]
 pub struct RunFolder {
@@ -143,8 +144,23 @@ impl RunFolder {
     }
 
     /// Opens metrics.jsonl and cuts it to `bytes`: what came after the checkpoint will be written again.
-    pub(crate) fn metrics(&self, bytes: u64) -> Result<MetricsLog> {
-        MetricsLog::open(self.path.join("metrics.jsonl"), bytes)
+    pub(crate) fn metrics(&self, bytes: u64) -> Result<Log> {
+        Log::open(self.path.join("metrics.jsonl"), bytes)
+    }
+
+    /// Opens measures.jsonl and cuts it after the lines of `step`.
+    pub(crate) fn measures(&self, step: usize) -> Result<Log> {
+        let path = self.path.join("measures.jsonl");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Error::io(&path)(error)),
+        };
+        let kept = text.split_inclusive('\n').take_while(|line| {
+            let line = serde_json::from_str::<Line>(line).ok();
+            line.and_then(|line| line.get("step")?.as_u64()).is_some_and(|own| own <= step as u64)
+        });
+        Log::open(path, kept.map(|line| line.len() as u64).sum())
     }
 
     fn lock(path: &Path) -> Result<Self> {
@@ -189,15 +205,15 @@ impl RunFolder {
     }
 }
 
-/// metrics.jsonl: one JSON object a step, without anything that differs between two equal runs.
+/// metrics.jsonl or measures.jsonl: JSON objects, one a line, without anything that differs between two equal runs.
 #[derive(Debug)]
-pub(crate) struct MetricsLog {
+pub(crate) struct Log {
     path: PathBuf,
     file: File,
     bytes: u64,
 }
 
-impl MetricsLog {
+impl Log {
     fn open(path: PathBuf, bytes: u64) -> Result<Self> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let mut file = file.map_err(Error::io(&path))?;

@@ -13,16 +13,18 @@ use ssl_methods::StepContext;
 use ssl_nn::{Params, Schedule};
 
 use crate::checkpoint::Checkpoint;
-use crate::collapse::CollapseWatch;
+use crate::doctor::{Doctor, Verdict};
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Protocol, judge};
+use crate::evaluate::{Evaluation, Protocol, judge, score};
 use crate::export::export;
+use crate::history::History;
 use crate::images::{Images, open_images};
 use crate::loader::Loader;
-use crate::observer::{Control, Observer, StepReport};
+use crate::measure::{Measures, measured_features};
+use crate::observer::{Control, MeasureReport, Observer, StepReport};
 use crate::optimizer::{Optimizer, Rates};
 use crate::recipe::Recipe;
-use crate::run_folder::{MetricsLog, RunFolder};
+use crate::run_folder::{Log, RunFolder};
 use crate::sampler::Sampler;
 use crate::trainer::{Measured, Trainer};
 use crate::zero_shot::zero_shot;
@@ -48,7 +50,11 @@ pub struct Session {
     folder: RunFolder,
     images: Images,
     trainer: Trainer,
-    log: MetricsLog,
+    log: Log,
+    measures: Log,
+    /// The step of the last line of the measures.
+    measured: Option<usize>,
+    verdicts: Vec<Verdict>,
     device: Device,
     threads: usize,
     /// Optimiser steps done, and saved.
@@ -64,6 +70,8 @@ struct Trained {
     seconds: f64,
     /// Seconds of these in which the training thread waited for images.
     wait_seconds: f64,
+    /// Seconds beside these in which features were measured.
+    measure_seconds: f64,
 }
 
 impl std::fmt::Debug for Session {
@@ -84,7 +92,7 @@ impl Session {
         let images = usable_images(&recipe, data)?;
         let trainer = trainer(&recipe, images.train.len(), device)?;
         let folder = RunFolder::create(out, &recipe)?;
-        Self::assemble(recipe, folder, images, trainer, 0, device, threads)
+        Self::assemble(recipe, folder, images, trainer, (0, 0), device, threads)
     }
 
     /// Goes on with the run in the folder `out` from its newest intact checkpoint. `data` tells where its images lie now.
@@ -120,15 +128,15 @@ impl Session {
         if let Some((path, checkpoint)) = &latest {
             checkpoint.check_data(path, &images.fingerprint)?;
         }
-        let bytes = latest.as_ref().map_or(0, |(_, checkpoint)| checkpoint.metrics_bytes);
+        let at =
+            latest.as_ref().map_or((0, 0), |(_, checkpoint)| (checkpoint.step, checkpoint.metrics_bytes));
         let trainer = trainer(&wanted, images.train.len(), device)?;
-        let mut session = Self::assemble(recipe, folder, images, trainer, bytes, device, threads)?;
+        let mut session = Self::assemble(recipe, folder, images, trainer, at, device, threads)?;
         if let Some((path, checkpoint)) = latest {
             let refuse =
                 |e: candle_core::Error| Error::Checkpoint { path: path.clone(), reason: e.to_string() };
             session.trainer.params.load(&checkpoint.params).map_err(refuse)?;
             session.trainer.optimizer.load_state(&checkpoint.optimizer).map_err(refuse)?;
-            session.step = checkpoint.step;
             session.saved = Some(checkpoint.step);
         }
         Ok(session)
@@ -139,11 +147,11 @@ impl Session {
         folder: RunFolder,
         images: Images,
         trainer: Trainer,
-        metrics_bytes: u64,
+        (step, metrics_bytes): (usize, u64),
         device: &Device,
         threads: usize,
     ) -> Result<Self> {
-        let log = folder.metrics(metrics_bytes)?;
+        let (log, measures) = (folder.metrics(metrics_bytes)?, folder.measures(step)?);
         let device = device.clone();
         Ok(Self {
             recipe,
@@ -151,9 +159,12 @@ impl Session {
             images,
             trainer,
             log,
+            measures,
+            measured: None,
+            verdicts: Vec::new(),
             device,
             threads,
-            step: 0,
+            step,
             saved: None,
             trained: Trained::default(),
         })
@@ -191,6 +202,17 @@ impl Session {
         (seconds > 0.0).then(|| wait_seconds / seconds)
     }
 
+    /// What the doctor has said of the run so far, in this process and before.
+    pub fn verdicts(&self) -> &[Verdict] {
+        &self.verdicts
+    }
+
+    /// Share of its time in this process, in [0, 1], in which features were measured; `None` before the first step.
+    pub fn measure_share(&self) -> Option<f64> {
+        let Trained { seconds, measure_seconds, .. } = self.trained;
+        (seconds > 0.0).then(|| measure_seconds / (seconds + measure_seconds))
+    }
+
     /// Optimiser steps that the run will have done at its end.
     pub fn last_step(&self) -> usize {
         match self.recipe.train.max_steps {
@@ -212,7 +234,11 @@ impl Session {
         let mut loader =
             Loader::new(&self.recipe, self.images.train.clone(), range, self.threads, &self.device)?;
         observers.iter_mut().for_each(|observer| observer.on_start(self.step, last));
-        let mut watch = CollapseWatch::new(last);
+        let history = History::read(self.folder.path())?;
+        let (mut doctor, verdicts) = history.examine(&self.recipe.method, last);
+        self.verdicts = verdicts;
+        self.measured = history.measure("step").last().map(|(step, _)| step as usize);
+        self.measure(&mut doctor, observers)?;
         while self.step < last {
             let started = Instant::now();
             let context = self.context();
@@ -222,7 +248,12 @@ impl Session {
             }
             let rate = lr.at(self.step);
             let rates = Rates { lr: rate, weight_decay_factor: weight_decay.at(self.step) };
-            let measured = self.trainer.step(&mut loader, &context, rates)?;
+            let measured = self.trainer.step(&mut loader, &context, rates);
+            if let Err(Error::NonFinite { .. }) = &measured {
+                let notice = doctor.ancestry();
+                observers.iter_mut().for_each(|observer| observer.on_notice(&notice));
+            }
+            let measured = measured?;
             let epoch = self.step / steps_per_epoch;
             self.step += 1;
             self.log.append(&metrics_line(self.step, epoch, rate, &measured))?;
@@ -242,9 +273,10 @@ impl Session {
                 seconds,
                 wait_seconds: measured.wait_seconds,
             };
-            if let Some(notice) = watch.look(self.step, &measured.terms) {
-                observers.iter_mut().for_each(|observer| observer.on_notice(&notice));
-            }
+            let value =
+                |name: &str| measured.terms.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
+            self.tell(doctor.look(self.step, &value), observers);
+            self.measure(&mut doctor, observers)?;
             let mut asked = stop.load(Ordering::Relaxed);
             for observer in observers.iter_mut() {
                 asked |= observer.on_step(&report) == Control::Stop;
@@ -264,6 +296,53 @@ impl Session {
             self.save()?;
         }
         Ok(Outcome::Finished)
+    }
+
+    /// Measures features, if it is time for it, and evaluates them.
+    fn measure(&mut self, doctor: &mut Doctor, observers: &mut [Box<dyn Observer>]) -> Result<()> {
+        let steps_per_epoch = self.sampler().steps_per_epoch();
+        let due = |every_epochs: usize| {
+            let period = every_epochs.saturating_mul(steps_per_epoch);
+            every_epochs > 0 && (self.step == self.last_step() || self.step.is_multiple_of(period))
+        };
+        let (measures, accuracies) =
+            (due(self.recipe.measure.every_epochs), due(self.recipe.eval.every_epochs));
+        if self.measured >= Some(self.step) || !(measures || accuracies) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let encoder = self.trainer.method.encoder();
+        let mut values = Vec::new();
+        if measures {
+            let (images, threads) = (&self.images.train, self.threads);
+            let features = measured_features(encoder, &self.recipe, images, threads, &self.device)?;
+            values.extend(Measures::of(&features)?.values());
+        }
+        if accuracies && self.images.can_evaluate() {
+            let scores = score(encoder, &Protocol::of_recipe(&self.recipe), &self.images, &self.device)?;
+            values.extend([("knn", scores.knn), ("linear", scores.linear)]);
+        }
+        self.measured = Some(self.step);
+        let epoch = self.step as f64 / steps_per_epoch as f64;
+        let mut line = Map::new();
+        line.insert("step".to_owned(), json!(self.step));
+        line.insert("epoch".to_owned(), json!(epoch));
+        line.extend(values.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
+        self.measures.append(&Value::Object(line))?;
+        self.trained.measure_seconds += started.elapsed().as_secs_f64();
+        let report = MeasureReport { step: self.step, epoch, values: &values };
+        observers.iter_mut().for_each(|observer| observer.on_measure(&report));
+        let value = |name: &str| values.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
+        self.tell(doctor.look_at_measures(self.step, &value), observers);
+        Ok(())
+    }
+
+    /// Tells observers what the doctor says, and remembers it.
+    fn tell(&mut self, verdicts: impl IntoIterator<Item = Verdict>, observers: &mut [Box<dyn Observer>]) {
+        for verdict in verdicts {
+            observers.iter_mut().for_each(|observer| observer.on_notice(&verdict.to_string()));
+            self.verdicts.push(verdict);
+        }
     }
 
     /// Shows the method all images. `false` if somebody asked to stop before it had seen all: then it is as it was.
@@ -380,8 +459,10 @@ impl Session {
             "images_per_second": if seconds > 0.0 { json!(images / seconds) } else { Value::Null },
             "seconds": seconds,
             "wait_share": self.wait_share(),
+            "measure_share": self.measure_share(),
             "steps_in_this_process": steps,
             "peak_rss_bytes": peak_rss_bytes(),
+            "doctor": self.verdicts.iter().map(verdict_json).collect::<Vec<_>>(),
         });
         if let (Some(evaluation), Value::Object(fields)) = (evaluation, &mut result) {
             fields.extend(evaluation.to_json());
@@ -392,6 +473,7 @@ impl Session {
     }
 
     fn save(&mut self) -> Result<()> {
+        self.measures.sync()?;
         let checkpoint = Checkpoint {
             step: self.step,
             metrics_bytes: self.log.sync()?,
@@ -463,6 +545,16 @@ fn usable_images(recipe: &Recipe, data: &Path) -> Result<Images> {
 
 fn tensors(params: &Params) -> BTreeMap<String, Tensor> {
     params.all().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect()
+}
+
+fn verdict_json(verdict: &Verdict) -> Value {
+    json!({
+        "symptom": verdict.symptom.name(),
+        "step": verdict.step,
+        "since": verdict.since,
+        "recovered": verdict.recovered,
+        "says": verdict.to_string(),
+    })
 }
 
 fn metrics_line(step: usize, epoch: usize, lr: f64, measured: &Measured) -> Value {

@@ -6,12 +6,12 @@ use candle_core::{DType, Result as CandleResult, Tensor, Var};
 use ssl_methods::{Batch, Method, StepContext, StepOutput};
 use ssl_nn::Params;
 
-use crate::collapse::Spread;
 use crate::error::{Error, Result};
 use crate::gradients::{Gradients, is_finite};
 use crate::loader::Loader;
 use crate::optimizer::{Optimizer, Rates};
 use crate::recipe::TrainConfig;
+use crate::spread::Spread;
 
 /// The moving parts of a run.
 pub(crate) struct Trainer {
@@ -24,7 +24,8 @@ pub(crate) struct Trainer {
 /// What a step measured.
 pub(crate) struct Measured {
     pub(crate) loss: f64,
-    /// The method's terms, then those of [`Spread`] and `grad_norm`.
+    /// The method's terms, then those of [`Spread`] and of the norms of gradients: of the network's first and last matrix,
+    /// and of all.
     pub(crate) terms: Vec<(&'static str, f64)>,
     pub(crate) wait_seconds: f64,
 }
@@ -56,6 +57,9 @@ impl Trainer {
             memory.push(output.memory);
         }
         let norm = gradients.norm()?;
+        for (term, name) in ["grad_norm_first", "grad_norm_last"].into_iter().zip(ends(&trainable)) {
+            sums.terms.extend(gradients.norm_of(name)?.map(|norm| (term, norm)));
+        }
         if !norm.is_finite() {
             let name =
                 gradients.first_non_finite(&trainable)?.unwrap_or_else(|| "a norm of gradients".to_owned());
@@ -73,6 +77,13 @@ impl Trainer {
     fn non_finite(&self, context: &StepContext, tensor: String) -> Error {
         Error::NonFinite { step: context.step + 1, tensor }
     }
+}
+
+/// The first and the last matrix of the network that is trained, as far as there are.
+fn ends(trainable: &[(String, Var)]) -> Vec<&str> {
+    let matrices = trainable.iter().filter(|(name, var)| name.contains("backbone.") && var.rank() > 1);
+    let mut names = matrices.map(|(name, _)| name.as_str());
+    names.next().into_iter().chain(names.next_back()).collect()
 }
 
 /// What a step's micro-batches leave for [`Method::after_step`], each kind joined row by row.

@@ -22,7 +22,16 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ssl-methods", &["ssl-losses", "ssl-backbones", "ssl-nn"]),
     (
         "ssl-train",
-        &["ssl-data", "ssl-augment", "ssl-text", "ssl-methods", "ssl-backbones", "ssl-nn", "ssl-eval"],
+        &[
+            "ssl-data",
+            "ssl-augment",
+            "ssl-text",
+            "ssl-methods",
+            "ssl-losses",
+            "ssl-backbones",
+            "ssl-nn",
+            "ssl-eval",
+        ],
     ),
     (
         "ssl-vision",

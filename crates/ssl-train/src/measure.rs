@@ -1,0 +1,236 @@
+//! What the features of a run are like, measured now and then on views of a few of its images.
+//!
+//! The encoder looks at the same views of the same images each time, in evaluation mode, so that the measures can be compared
+//! over a run and between methods, whatever their loss; and since neither weights nor random numbers of the training are
+//! touched, a run with them ends with the bits of a run without.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use ssl_augment::random;
+use ssl_backbones::Backbone;
+use ssl_data::{Dataset, Tolerant};
+use ssl_eval::{
+    Shrinkage, alpha_req, covariance_effective_rank, gaussian_entropy, gaussian_information, lidar,
+    participation_ratio, principal_components, rank_me, std_collapse, total_correlation,
+};
+use ssl_losses::{alignment, uniformity};
+use ssl_nn::{Purpose, rng};
+
+use crate::error::Result;
+use crate::loader::Loader;
+use crate::recipe::Recipe;
+
+/// Images of one forward pass.
+const BATCH: usize = 128;
+
+/// Principal directions in which the information of two views on each other is measured: few beside the images, so that
+/// canonical correlations do not find what is not there.
+const DIRECTIONS: usize = 16;
+
+/// Which features are measured, and when. It does not change the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasureConfig {
+    /// Epochs between measurements; there is one before the first step and one after the last, too. 0 for none at all.
+    pub every_epochs: usize,
+    /// Images looked at, a random choice of those that are trained on.
+    pub images: usize,
+    /// Views of each of them.
+    pub views: usize,
+}
+
+impl Default for MeasureConfig {
+    fn default() -> Self {
+        Self { every_epochs: 1, images: 256, views: 4 }
+    }
+}
+
+impl MeasureConfig {
+    /// Checks every setting.
+    pub(crate) fn validate(&self) -> std::result::Result<(), String> {
+        if !(32..=65_536).contains(&self.images) {
+            return Err(format!("measure.images = {} is not in 32..=65536", self.images));
+        }
+        match self.views {
+            2..=64 if self.views.is_multiple_of(2) => Ok(()),
+            views => Err(format!("measure.views = {views} is not an even number in 2..=64")),
+        }
+    }
+}
+
+/// Measures of the features `(n, q, D)` of `q` views of `n` images. `N = n q` rows are looked at where views do not matter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measures {
+    /// Mean squared distance of two views of an image on the unit sphere, in `[0, 4]`; lower is more alike (Wang & Isola,
+    /// 2020).
+    pub alignment: f64,
+    /// `log E exp(−2 d²)` over pairs of images on the unit sphere; 0 if all are one point, lower is more even.
+    pub uniformity: f64,
+    /// Standard deviation of the directions, times `√D`: 1 is even, 0 one point (Chen & He, 2021).
+    pub std: f64,
+    /// RankMe: the exponential of the entropy of the singular values (Garrido et al., 2023), from 1 to `min(N, D)`.
+    pub rank_me: f64,
+    /// The same of the eigenvalues of the covariance: dimensions that the variance fills.
+    pub effective_rank: f64,
+    /// `(Σλ)² / Σλ²` of the same eigenvalues.
+    pub participation_ratio: f64,
+    /// Exponent by which the eigenvalues fall (Agrawal et al., 2022); near 1 in good representations. `None` for features
+    /// with too few dimensions.
+    pub alpha_req: Option<f64>,
+    /// LiDAR: the effective rank of what tells images apart beside what tells views apart (Thilak et al., 2024).
+    pub lidar: f64,
+    /// Entropy of a normal distribution with the covariance of the features, which are scaled to a mean variance of 1, per
+    /// dimension, in nats; at most `½ ln 2πe = 1.419`.
+    pub entropy: f64,
+    /// What the dimensions tell twice: the sum of their entropies less that of all together, per dimension, in nats; 0 for
+    /// dimensions that are not correlated.
+    pub redundancy: f64,
+    /// Information of two views of an image on each other in their first principal directions, if they were normally
+    /// distributed, in nats.
+    pub view_information: f64,
+}
+
+impl Measures {
+    /// Those of the features `(n, q, D)`, `q` even.
+    ///
+    /// # Errors
+    /// If there are fewer than three images or two views, or a feature is not finite.
+    pub fn of(features: &Tensor) -> Result<Self> {
+        let h = features.to_dtype(DType::F64)?;
+        let (n, q, d) = h.dims3()?;
+        let rows = h.reshape((n * q, d))?;
+        let view = |v: usize| h.narrow(1, v, 1)?.squeeze(1)?.contiguous();
+        let pairs = |side: usize| {
+            let views = (side..q).step_by(2).map(view).collect::<candle_core::Result<Vec<_>>>()?;
+            Tensor::cat(&views, 0)
+        };
+        let (a, b) = (pairs(0)?, pairs(1)?);
+        let scalar = |tensor: Tensor| tensor.to_scalar::<f64>();
+        let spread = ssl_eval::covariance_spectrum(&rows)?;
+        let mean_variance = spread.iter().sum::<f64>() / d as f64;
+        let scaled = (&rows / mean_variance.max(1e-24).sqrt())?;
+        let directions = DIRECTIONS.min(d).min((n / 8).max(1));
+        let along = principal_components(&Tensor::cat(&[&a, &b], 0)?, directions)?;
+        let (x, y) = (along.narrow(0, 0, n * q / 2)?, along.narrow(0, n * q / 2, n * q / 2)?);
+        Ok(Self {
+            alignment: scalar(alignment(&a, &b, 2.0)?)?,
+            uniformity: scalar(uniformity(&view(0)?, 2.0)?)?,
+            std: std_collapse(&rows)?,
+            rank_me: rank_me(&rows)?,
+            effective_rank: covariance_effective_rank(&rows)?,
+            participation_ratio: participation_ratio(&rows)?,
+            alpha_req: alpha_req(&rows).ok(),
+            lidar: lidar(&h)?,
+            entropy: gaussian_entropy(&scaled, Shrinkage::LedoitWolf)? / d as f64,
+            redundancy: total_correlation(&scaled, Shrinkage::LedoitWolf)? / d as f64,
+            view_information: gaussian_information(&x, &y, Shrinkage::LedoitWolf)?,
+        })
+    }
+
+    /// As values of the log.
+    pub fn values(&self) -> Vec<(&'static str, f64)> {
+        let mut values = vec![
+            ("alignment", self.alignment),
+            ("uniformity", self.uniformity),
+            ("std", self.std),
+            ("rank_me", self.rank_me),
+            ("effective_rank", self.effective_rank),
+            ("participation_ratio", self.participation_ratio),
+            ("lidar", self.lidar),
+            ("entropy", self.entropy),
+            ("redundancy", self.redundancy),
+            ("view_information", self.view_information),
+        ];
+        values.extend(self.alpha_req.map(|alpha| ("alpha_req", alpha)));
+        values
+    }
+}
+
+/// The features `(n, q, D)` that [`MeasureConfig`] asks for.
+pub(crate) fn measured_features(
+    backbone: &dyn Backbone,
+    recipe: &Recipe,
+    images: &Arc<Tolerant>,
+    threads: usize,
+    device: &Device,
+) -> Result<Tensor> {
+    let mut order: Vec<usize> = (0..images.len()).collect();
+    random::shuffle(&mut rng(recipe.seed, Purpose::Measure, u64::MAX, 0, 0), &mut order);
+    order.truncate(recipe.measure.images);
+    // The first two views that have the size of the first, unless the second shows another image.
+    let sizes = recipe.views()?.0.sizes();
+    let each = 1 + usize::from(sizes.get(1).is_some_and(|size| *size == sizes[0]));
+    let draws = recipe.measure.views / each;
+    let mut loader = Loader::measure(recipe, images.clone(), order, draws, threads, device)?;
+    let mut views = Vec::with_capacity(recipe.measure.views);
+    while let Some(batch) = loader.next_batch() {
+        for view in &batch?.views[..each] {
+            let n = view.dim(0)?;
+            let parts = (0..n).step_by(BATCH).map(|start| {
+                backbone.forward_t(&view.narrow(0, start, BATCH.min(n - start))?, false).map(|h| h.detach())
+            });
+            views.push(Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
+        }
+    }
+    Ok(Tensor::stack(&views, 1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_core::RngCore;
+
+    use super::*;
+
+    /// `n` images with `q` views of `d` normal values, of which a share `shared` of the variance is that of the image.
+    fn features(n: usize, q: usize, d: usize, shared: f64) -> Tensor {
+        let mut rng = rng(3, Purpose::Measure, 0, 0, 0);
+        let mut normal = || {
+            let uniform = |x: u64| (x >> 11) as f64 / (1u64 << 53) as f64;
+            let (u, v) = (1.0 - uniform(rng.next_u64()), uniform(rng.next_u64()));
+            (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+        };
+        let mut data = Vec::with_capacity(n * q * d);
+        for _ in 0..n {
+            let own: Vec<f64> = (0..d).map(|_| normal()).collect();
+            for _ in 0..q {
+                data.extend(own.iter().map(|x| shared.sqrt() * x + (1.0 - shared).sqrt() * normal()));
+            }
+        }
+        Tensor::from_vec(data, (n, q, d), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn independent_dimensions_are_full_and_tell_what_they_share() {
+        let found = Measures::of(&features(512, 4, 8, 0.8)).unwrap();
+        assert!(found.rank_me > 7.9 && found.effective_rank > 7.8 && found.lidar > 7.0, "{found:?}");
+        assert!((found.std - 1.0).abs() < 0.1 && found.uniformity < -2.0, "{found:?}");
+        // Each dimension shares −½ ln(1 − 0.8²) nats.
+        let truth = -4.0 * (1.0 - 0.64f64).ln();
+        assert!((found.view_information - truth).abs() < 0.1 * truth, "{found:?}, {truth}");
+        assert!((found.entropy - 1.4189).abs() < 0.01 && found.redundancy.abs() < 0.01, "{found:?}");
+        // E‖a − b‖² = 2 (1 − cos) with a cosine of about 0.8.
+        assert!((found.alignment - 0.4).abs() < 0.05, "{found:?}");
+    }
+
+    #[test]
+    fn repeated_dimensions_are_redundant_and_views_that_share_nothing_tell_nothing() {
+        let few = features(512, 2, 4, 0.0);
+        let twice = Tensor::cat(&[&few, &(&few * 1.001).unwrap()], 2).unwrap();
+        let noise = (features(512, 2, 8, 0.0) * 0.1).unwrap();
+        let found = Measures::of(&(twice + noise).unwrap()).unwrap();
+        assert!(found.redundancy > 0.5 && found.entropy < 0.9 && found.rank_me < 5.5, "{found:?}");
+        assert!(found.view_information < 0.2, "{found:?}");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        for (images, views, expected) in
+            [(8, 4, "measure.images = 8 is not in 32..=65536"), (64, 3, "measure.views = 3 is not an even")]
+        {
+            let error = MeasureConfig { images, views, ..MeasureConfig::default() }.validate().unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
