@@ -1,7 +1,7 @@
 //! What a training run looks like to a person, from plain numbers.
 //!
 //! A [`Page`] is an HTML document of one file: verdict, key figures, charts, tables, images. A [`Chart`] is drawn as SVG,
-//! in a page or as a picture of its own.
+//! in a page or as a picture of its own. An [`EventWriter`] writes the event files that TensorBoard reads.
 //! There are no tensors here, no files, no clock and no randomness: equal numbers give equal bytes.
 #![doc = include_str!("../README.md")]
 
@@ -9,6 +9,7 @@ mod axis;
 mod bar_chart;
 mod chart;
 mod error;
+mod events;
 mod frame;
 mod heatmap;
 mod line;
@@ -29,6 +30,7 @@ pub use axis::Scale;
 pub use bar_chart::{BarChart, Bars, Direction};
 pub use chart::Chart;
 pub use error::{Error, Result};
+pub use events::{EventWriter, event_file_name};
 pub use frame::Level;
 pub use heatmap::Heatmap;
 pub use line_chart::{LineChart, Mark, Series};
