@@ -39,7 +39,7 @@ pub(crate) fn draw_lying(chart: &BarChart) -> (f64, Markup) {
             }
             @for (n, bars) in chart.bars.iter().enumerate() {
                 @if let Some(ends) = bars.at(place) {
-                    (draw_bar(&frame, n, ends, top + GAP / 2.0 + BAR * n as f64))
+                    (draw_bar(&frame, n, &bars.name, ends, top + GAP / 2.0 + BAR * n as f64))
                 }
             }
         }
@@ -67,14 +67,16 @@ fn draw_grid(frame: &Frame) -> Markup {
 }
 
 /// A bar to its value with the error around its end.
-fn draw_bar(frame: &Frame, index: usize, [low, value, high]: [f64; 3], top: f64) -> Markup {
+fn draw_bar(frame: &Frame, index: usize, name: &str, [low, value, high]: [f64; 3], top: f64) -> Markup {
     let foot = foot(frame);
     let [low, end, high] = [low, value, high].map(|v| place(frame, v).unwrap_or(foot));
     let middle = top + BAR / 2.0 - 1.0;
     let [left, right, upper, centre] = [low, high, middle - 3.0, middle].map(px);
     html! {
         g class={ "bar " (colour(index)) } {
-            rect x=(px(end.min(foot))) y=(px(top)) width=(px((end - foot).abs().max(0.5))) height=(px(BAR - 2.0)) rx="1.5" {}
+            rect x=(px(end.min(foot))) y=(px(top)) width=(px((end - foot).abs().max(0.5))) height=(px(BAR - 2.0)) rx="1.5" {
+                title { (format!("{name} {}", number(value)).trim()) }
+            }
             @if (high - low).abs() > 0.1 {
                 path class="error" d=(format!("M{left} {centre}H{right}M{left} {upper}v6M{right} {upper}v6")) {}
             }
