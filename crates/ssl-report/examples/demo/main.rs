@@ -6,18 +6,18 @@
 
 mod noise;
 mod picture;
+mod representation;
+mod training;
 
 use std::{env, fs, io};
 
 use noise::Noise;
+use representation::representation;
 use ssl_report::{
-    BarChart, Bars, Best, Block, Card, Cell, Chart, Class, Column, Content, Details, Direction, EventWriter,
-    Gallery, Heatmap, Level, LineChart, Mark, Notice, Page, PathChart, Picture, Png, Scale, ScatterChart,
-    Section, Series, Severity, Table, Trace,
+    BarChart, Bars, Best, Block, Card, Cell, Column, Content, Details, Direction, EventWriter, Gallery,
+    Notice, Page, Picture, Png, Section, Severity, Table,
 };
-
-const STEPS: usize = 3900;
-const EPOCHS: usize = 25;
+use training::{loss_chart, rate, training};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let paths: Vec<String> = env::args().skip(1).collect();
@@ -85,97 +85,6 @@ fn verdicts() -> Section {
     Section::new("verdicts", "What the doctor says", vec![Block::Notices(notices)])
 }
 
-fn steps() -> impl Iterator<Item = f64> {
-    (0..STEPS).map(|step| step as f64)
-}
-
-fn loss_chart() -> Chart {
-    let mut noise = Noise::new(1);
-    let falling = |start: f64, end: f64, step: f64| end + (start - end) * (-step / 600.0).exp();
-    let mut training: Vec<(f64, f64)> =
-        steps().map(|step| (step, falling(6.24, 5.05, step) + 0.06 * noise.normal())).collect();
-    for step in 1204..1207 {
-        training[step].1 = f64::NAN;
-    }
-    let other = steps().map(|step| (step, falling(6.24, 5.24, step * 0.7) + 0.06 * noise.normal()));
-    let rate = steps().map(|step| (step, 0.6 * rate(step)));
-    Chart::from(LineChart {
-        title: "Loss".into(),
-        caption: "NT-Xent in nats, the mean of 41 steps; the values themselves are pale.".into(),
-        x_label: "step".into(),
-        series: vec![
-            Series::new("this run", training).smoothed(41),
-            Series::new("without colour", other).smoothed(41),
-        ],
-        levels: vec![Level::new("chance, ln 511", 511_f64.ln())],
-        marks: vec![Mark::new("resumed", 2340.0, Severity::Note)],
-        schedule: Some(Series::new("learning rate", rate)),
-        ..LineChart::default()
-    })
-}
-
-fn rate(step: f64) -> f64 {
-    let warm = STEPS as f64 / 10.0;
-    let left = (STEPS as f64 - step) / (STEPS as f64 - warm);
-    if step < warm { step / warm } else { 0.5 - 0.5 * (std::f64::consts::PI * left).cos() }
-}
-
-fn training() -> Section {
-    let mut noise = Noise::new(2);
-    let spread = steps()
-        .map(|step| (step, 0.0625 - 0.05 * (-step / 300.0).exp() + 0.0008 * noise.normal()))
-        .collect::<Vec<_>>();
-    let collapsing =
-        steps().map(|step| (step, 0.03 * (-(step - 400.0).max(0.0) / 90.0).exp() + 1e-5)).collect::<Vec<_>>();
-    let accuracy = |end: f64, noise: &mut Noise| -> Vec<(f64, f64)> {
-        let epoch =
-            |n: usize| (n as f64, end - (end - 0.78) * (-(n as f64) / 6.0).exp() + 0.003 * noise.normal());
-        (0..=EPOCHS).map(epoch).collect()
-    };
-    let epochs = LineChart {
-        title: "kNN accuracy by epoch".into(),
-        x_label: "epoch".into(),
-        series: vec![
-            Series::new("simclr", accuracy(0.862, &mut noise)),
-            Series::new("byol", accuracy(0.851, &mut noise)),
-            Series::with_gaps(
-                "vicreg",
-                accuracy(0.846, &mut noise).into_iter().map(|(x, y)| (x, (x as usize % 9 != 5).then_some(y))),
-            ),
-        ],
-        levels: vec![Level::new("raw pixels", 0.832), Level::new("untrained network", 0.781)],
-        ..LineChart::default()
-    };
-    let collapse = LineChart {
-        title: "Deviation of the embeddings".into(),
-        caption: "Of normalised embeddings, the mean over dimensions.".into(),
-        x_label: "step".into(),
-        y_scale: Scale::Log,
-        series: vec![
-            Series::new("this run", spread),
-            Series::new("simsiam without stop-gradient", collapsing),
-        ],
-        levels: vec![Level::new("1 / sqrt(256)", 0.0625)],
-        marks: vec![Mark::new("collapsed since step 820", 820.0, Severity::Bad)],
-        ..LineChart::default()
-    };
-    let gradients = steps().map(|step| (step, (0.4 * noise.normal() - step / 3000.0).exp()));
-    let gradients = LineChart {
-        title: "Norm of the gradient".into(),
-        caption: "Before clipping.".into(),
-        x_label: "step".into(),
-        y_scale: Scale::Log,
-        series: vec![Series::new("all parameters", gradients).smoothed(25)],
-        levels: vec![Level::new("clipped at 3", 3.0)],
-        ..LineChart::default()
-    };
-    let charts = vec![loss_chart(), epochs.into(), collapse.into(), gradients.into()];
-    Section {
-        intro: "What happened at every step. Rest the pointer on a line to read its values.".into(),
-        ..Section::new("training", "Training", vec![Block::Charts(charts)])
-    }
-}
-
 fn evaluation() -> Section {
     let row = |name: &str, knn: f64, probe: f64, loss: f64, seconds: f64| {
         vec![
@@ -225,71 +134,6 @@ fn evaluation() -> Section {
         ..BarChart::default()
     };
     Section::new("evaluation", "Evaluation", vec![Block::Table(table), Block::Charts(vec![bars.into()])])
-}
-
-const CLASSES: [&str; 10] =
-    ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"];
-
-fn representation() -> ssl_report::Result<Section> {
-    let mut noise = Noise::new(3);
-    let mut class = |n: usize| {
-        let (sin, cos) = (n as f64 * 2.4).sin_cos();
-        let reach = (n as f64 + 1.0).sqrt() * 2.2;
-        let points =
-            (0..70).map(|_| [reach * cos + 0.8 * noise.normal(), reach * sin + 0.8 * noise.normal()]);
-        Class::new(CLASSES[n], points.collect::<Vec<_>>())
-    };
-    let map = ScatterChart {
-        title: "Embeddings in the plane".into(),
-        caption: "The first two principal components of 700 test images.".into(),
-        classes: (0..10).map(&mut class).collect(),
-        ..ScatterChart::default()
-    };
-    let eigenvalue = |scale: f64| move |n: i32| (-(f64::from(n) / scale).powf(0.8)).exp();
-    let spectrum = BarChart {
-        title: "Spectrum".into(),
-        caption: "Eigenvalues of the covariance of the embeddings, relative to the largest.".into(),
-        x_label: "rank".into(),
-        y_scale: Scale::Log,
-        bars: vec![Bars::new("", (0..64).map(eigenvalue(9.0)))],
-        ..BarChart::default()
-    };
-    let path = |speed: f64, end: f64| {
-        (0..60).map(move |n| f64::from(n) / 60.0).map(move |t| {
-            let x = 2.0 + 6.0 * t.powf(speed) - 2.2 * (t - 0.4).max(0.0);
-            [x, end * (1.0 - (-4.0 * t).exp())]
-        })
-    };
-    let plane = PathChart {
-        title: "Information plane".into(),
-        caption: "Lower bounds over the course of training.".into(),
-        x_label: "I(X; Z) in nats".into(),
-        y_label: "I(Z; Y) in nats".into(),
-        traces: vec![
-            Trace::new("simclr", path(0.6, 2.1)),
-            Trace::new("vicreg", path(0.9, 1.9)),
-            Trace::new("mae", path(1.4, 1.4)),
-        ],
-        levels: vec![Level::new("H(Y) = ln 10", 10_f64.ln())],
-        ..PathChart::default()
-    };
-    let confusion = |n: usize| {
-        let (row, column) = (n / 10, n % 10);
-        let alike = [0, 2, 3, 4, 6].contains(&row) && [0, 2, 3, 4, 6].contains(&column);
-        if row == column {
-            0.8 + 0.02 * (row % 7) as f64
-        } else if alike {
-            0.05
-        } else {
-            0.003
-        }
-    };
-    let names = || CLASSES.map(String::from).to_vec();
-    let mut confusions =
-        Heatmap::new("Confusions of kNN", names(), names(), (0..100).map(confusion).collect())?;
-    confusions.caption = "Rows are true classes, columns predicted ones.".into();
-    let charts = vec![map.into(), plane.into(), spectrum.into(), confusions.into()];
-    Ok(Section::new("representation", "Representation", vec![Block::Charts(charts)]))
 }
 
 fn images() -> ssl_report::Result<Section> {
