@@ -62,6 +62,18 @@ impl Axis {
         Self::around(scale, [low, high].into_iter(), 0.0)
     }
 
+    /// The difference between the ends of a linear axis.
+    pub(crate) fn length(&self) -> f64 {
+        self.high - self.low
+    }
+
+    /// The linear axis of a `length` with the same middle, or itself if that is no axis.
+    pub(crate) fn widened(&self, length: f64) -> Self {
+        let middle = self.low / 2.0 + self.high / 2.0;
+        let (low, high) = (middle - length / 2.0, middle + length / 2.0);
+        if low < high && length.is_finite() { Self { low, high, ..*self } } else { *self }
+    }
+
     /// Where a value lies, 0 at the lower end and 1 at the higher; beyond them if it is.
     pub(crate) fn place(&self, value: f64) -> Option<f64> {
         // In units of the larger end, so that no difference is beyond the range of numbers.

@@ -51,7 +51,8 @@ impl Chart {
             svg xmlns="http://www.w3.org/2000/svg" class="chart" width=(width) height=(height)
                 viewBox={ "0 0 " (width) " " (height) } role="img" aria-label=(self.describe(&plot)) {
                 style { @for sheet in STYLE { (PreEscaped(sheet)) } }
-                rect class="surface" x="0.5" y="0.5" width=(px(WIDTH + 15.0)) height=(px(top + plot.height + 7.0)) rx="8" {}
+                @let (across, down) = (px(WIDTH + 15.0), px(top + plot.height + 7.0));
+                rect class="surface" x="0.5" y="0.5" width=(across) height=(down) rx="8" {}
                 text class="title" x="12" y="24" { (self.title()) }
                 @for (n, row) in rows.iter().enumerate() {
                     @for (x, key) in row {

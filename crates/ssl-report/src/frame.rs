@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use crate::axis::{Axis, Scale};
+use crate::axis::Axis;
 use crate::number::number;
 use crate::symbol::{circle, colour, cross, px, shape};
 
@@ -213,9 +213,4 @@ pub(crate) fn draw_levels(frame: &Frame, levels: &[Level]) -> Markup {
 /// A hollow circle, the start of a path.
 pub(crate) fn draw_start(index: usize, x: f64, y: f64) -> Markup {
     html! { path class={ "start " (colour(index)) } d=(circle(x, y, 4.0)) {} }
-}
-
-/// An axis for positions without a meaning of their own.
-pub(crate) fn unmarked(values: impl Iterator<Item = f64>) -> Axis {
-    Axis::around(Scale::Linear, values, 0.05)
 }

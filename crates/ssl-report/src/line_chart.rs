@@ -204,7 +204,9 @@ impl LineChart {
                 @let (text_x, anchor) = if at_left { (x - 4.0, "end") } else { (x + 4.0, "start") };
                 @let (severity, top) = (mark.severity.class(), first + MARK_ROW * n as f64);
                 path class={ "mark " (severity) } d={ "M" (px(x)) " " (px(top)) "V" (px(frame.bottom)) } {}
-                text class={ "label " (severity) } x=(px(text_x)) y=(px(top + 9.0)) text-anchor=(anchor) { (mark.label) }
+                text class={ "label " (severity) } x=(px(text_x)) y=(px(top + 9.0)) text-anchor=(anchor) {
+                    (mark.label)
+                }
             }
         }
     }

@@ -74,7 +74,8 @@ fn draw_bar(frame: &Frame, index: usize, name: &str, [low, value, high]: [f64; 3
     let [left, right, upper, centre] = [low, high, middle - 3.0, middle].map(px);
     html! {
         g class={ "bar " (colour(index)) } {
-            rect x=(px(end.min(foot))) y=(px(top)) width=(px((end - foot).abs().max(0.5))) height=(px(BAR - 2.0)) rx="1.5" {
+            @let [x, y, width, height] = [end.min(foot), top, (end - foot).abs().max(0.5), BAR - 2.0].map(px);
+            rect x=(x) y=(y) width=(width) height=(height) rx="1.5" {
                 title { (format!("{name} {}", number(value)).trim()) }
             }
             @if (high - low).abs() > 0.1 {

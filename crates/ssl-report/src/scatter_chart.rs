@@ -1,14 +1,15 @@
 //! Points in the plane, coloured by class.
 
-use maud::html;
+use maud::{Markup, html};
 
-use crate::axis::Axis;
-use crate::frame::{Frame, HEIGHT, Key, Plot, Symbol, WIDTH, unmarked};
+use crate::axis::{Axis, Scale};
+use crate::frame::{Frame, HEIGHT, Key, Plot, Symbol, WIDTH};
 use crate::symbol::{colour, px, shape};
 
 /// A map of samples: a point each, with colour and shape of its class.
 ///
-/// Without labels the positions have no meaning of their own, as in a projection of embeddings, and no axes are drawn.
+/// Without labels the positions have no meaning of their own, as in a projection of embeddings; then no
+/// axes are drawn, and distances are the same in all directions.
 ///
 /// ```
 /// use ssl_report::{Chart, Class, ScatterChart};
@@ -65,16 +66,7 @@ impl ScatterChart {
             @if marked { (frame.draw_y(&self.y_label)) (frame.draw_x(&self.x_label)) }
             @if count == 0 { (frame.draw_empty()) }
             @for (n, class) in self.classes.iter().enumerate() {
-                g class={ "points " (colour(n)) } {
-                    title { (class.name) }
-                    @for (at, [x, y]) in class.points.iter().enumerate() {
-                        @if let Some((across, up)) = frame.point(*x, *y) {
-                            path d=(shape(n, across, up, radius)) {
-                                @if let Some(title) = class.titles.get(at) { title { (title) } }
-                            }
-                        }
-                    }
-                }
+                (draw_class(&frame, n, class, radius))
             }
             @if !marked {
                 rect class="box" x="1" y="1" width=(px(WIDTH - 2.0)) height=(px(HEIGHT + 38.0)) rx="4" {}
@@ -101,14 +93,31 @@ impl ScatterChart {
     }
 
     fn frame(&self) -> Frame {
-        let axis = |at: usize| -> Axis {
-            unmarked(self.classes.iter().flat_map(move |c| c.points.iter().map(move |p| p[at])))
-        };
-        let (x, y) = (axis(0), axis(1));
+        let along = |at: usize| self.classes.iter().flat_map(move |c| c.points.iter().map(move |p| p[at]));
+        let [x, y] = [0, 1].map(|at| Axis::around(Scale::Linear, along(at), 0.05));
         if self.is_marked() {
             let frame = Frame::new(x, y, &self.y_label);
             return Frame { bottom: frame.bottom + 40.0, ..frame };
         }
-        Frame { x, y, left: 6.0, right: WIDTH - 6.0, top: 6.0, bottom: HEIGHT + 34.0 }
+        let frame = Frame { x, y, left: 6.0, right: WIDTH - 6.0, top: 6.0, bottom: HEIGHT + 34.0 };
+        // Distances mean the same in all directions.
+        let (width, height) = (frame.right - frame.left, frame.bottom - frame.top);
+        let unit = (x.length() / width).max(y.length() / height);
+        Frame { x: x.widened(unit * width), y: y.widened(unit * height), ..frame }
+    }
+}
+
+fn draw_class(frame: &Frame, index: usize, class: &Class, radius: f64) -> Markup {
+    html! {
+        g class={ "points " (colour(index)) } {
+            title { (class.name) }
+            @for (at, [x, y]) in class.points.iter().enumerate() {
+                @if let Some((across, up)) = frame.point(*x, *y) {
+                    path d=(shape(index, across, up, radius)) {
+                        @if let Some(title) = class.titles.get(at) { title { (title) } }
+                    }
+                }
+            }
+        }
     }
 }

@@ -124,12 +124,15 @@ impl Table {
             column.best_of((0..self.rows.len()).filter_map(|row| cell(row, n).value))
         };
         let best: Vec<Option<f64>> = self.columns.iter().enumerate().map(column_best).collect();
+        let named = Some(&self.caption).filter(|caption| !caption.is_empty());
         html! {
-            div class="table-box" tabindex="0" role="region" aria-label=[Some(&self.caption).filter(|c| !c.is_empty())] {
+            div class="table-box" tabindex="0" role="region" aria-label=[named] {
                 table {
                     @if !self.caption.is_empty() { caption { (inline(&self.caption)) } }
                     thead { tr {
-                        @for column in &self.columns { th scope="col" class=(column.align.class()) { (inline(&column.name)) } }
+                        @for column in &self.columns {
+                            th scope="col" class=(column.align.class()) { (inline(&column.name)) }
+                        }
                     } }
                     tbody { @for row in 0..self.rows.len() { tr {
                         @for (n, column) in self.columns.iter().enumerate() {
