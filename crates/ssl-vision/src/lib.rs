@@ -12,6 +12,7 @@
 //! - [`methods`]: one file each: architecture, forward pass, loss.
 //! - [`eval`]: kNN and linear probe on frozen features.
 //! - [`train`]: recipes, loader, optimisers, the loop, checkpoints.
+//! - [`report`]: pages and charts of a run, event files for TensorBoard.
 
 #[cfg(feature = "augment")]
 pub use ssl_augment as augment;
@@ -27,6 +28,8 @@ pub use ssl_losses as losses;
 pub use ssl_methods as methods;
 #[cfg(feature = "nn")]
 pub use ssl_nn as nn;
+#[cfg(feature = "report")]
+pub use ssl_report as report;
 #[cfg(feature = "text")]
 pub use ssl_text as text;
 #[cfg(feature = "train")]

@@ -14,6 +14,7 @@ use crate::ci::metadata;
 const EDGES: &[(&str, &[&str])] = &[
     ("ssl-augment", &[]),
     ("ssl-text", &[]),
+    ("ssl-report", &[]),
     ("ssl-nn", &[]),
     ("ssl-losses", &[]),
     ("ssl-data", &["ssl-augment"]),
@@ -45,6 +46,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "ssl-eval",
             "ssl-methods",
             "ssl-train",
+            "ssl-report",
         ],
     ),
     ("ssl-vision-tests", &["ssl-vision"]),
