@@ -18,29 +18,41 @@
 
 mod accuracy;
 mod cholesky;
+mod covariance;
 mod error;
 mod extract;
 mod features;
+mod gaussian;
 mod knn;
 mod lbfgs;
+mod lidar;
 mod linear_probe;
 mod logistic_regression;
 mod objective;
 mod precondition;
 mod principal;
+mod rows;
+mod spectrum;
 mod split;
 mod standardize;
 mod symmetric;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
+pub use crate::covariance::{Covariance, Shrinkage};
 pub use crate::error::{Error, Result};
 pub use crate::extract::{extract, raw_pixels};
 pub use crate::features::Features;
+pub use crate::gaussian::GaussianInformation;
 pub use crate::knn::{KnnConfig, KnnPrediction, knn_accuracy, knn_predict};
+pub use crate::lidar::{LidarConfig, lidar};
 pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe};
 pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
-pub use crate::principal::principal_components;
+pub use crate::principal::{PrincipalComponents, principal_components};
+pub use crate::spectrum::{
+    alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
+    singular_values, std_collapse,
+};
 pub use crate::zero_shot::zero_shot_accuracy;
 
 #[doc = include_str!("../README.md")]

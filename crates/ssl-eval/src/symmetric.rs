@@ -30,8 +30,7 @@ impl Eigen {
 pub(crate) fn eigenvalues(matrix: &[f64], size: usize) -> Result<Vec<f64>> {
     check_finite(matrix, size)?;
     let matrix = MatRef::from_row_major_slice(matrix, size, size);
-    let mut values =
-        matrix.self_adjoint_eigenvalues(Side::Lower).map_err(|_| Error::Eigenvalues { size })?;
+    let mut values = matrix.self_adjoint_eigenvalues(Side::Lower).map_err(|_| Error::Eigenvalues { size })?;
     values.reverse();
     Ok(values)
 }
@@ -64,6 +63,9 @@ mod tests {
 
     #[test]
     fn a_matrix_that_is_not_finite_is_refused() {
-        assert!(matches!(eigenvalues(&[1.0, f64::NAN, 0.0, 1.0], 2), Err(Error::NonFinite { column: 1, .. })));
+        assert!(matches!(
+            eigenvalues(&[1.0, f64::NAN, 0.0, 1.0], 2),
+            Err(Error::NonFinite { column: 1, .. })
+        ));
     }
 }
