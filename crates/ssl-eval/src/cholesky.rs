@@ -2,6 +2,9 @@
 
 use rayon::prelude::*;
 
+/// A pivot that keeps less than this part of its diagonal entry is rounding: the column depends on those before it.
+const DEPENDENT: f64 = 1e-12;
+
 /// Rows that are eliminated together, so that they stay in a cache while the rows below pass by.
 const PANEL: usize = 64;
 
@@ -31,28 +34,47 @@ impl Cholesky {
         Self { size, lower }
     }
 
-    /// The logarithm of the determinant of `A`.
-    pub(crate) fn log_det(&self) -> f64 {
-        2.0 * self.lower.iter().step_by(self.size + 1).map(|pivot| pivot.ln()).sum::<f64>()
+    /// Factors a matrix that must have an inverse; `None` if it has none, or none that rounding leaves.
+    pub(crate) fn definite(matrix: Vec<f64>, size: usize) -> Option<Self> {
+        let diagonal: Vec<f64> = matrix.iter().step_by(size + 1).copied().collect();
+        let factor = Self::factor(matrix, size, f64::MIN_POSITIVE);
+        let has_inverse = |(pivot, entry)| pivot > DEPENDENT * entry && entry > 0.0;
+        let definite = factor.pivots().zip(diagonal).all(has_inverse);
+        definite.then_some(factor)
     }
 
-    /// Replaces `b` by the solution of `L x = b`.
-    pub(crate) fn solve_lower(&self, b: &mut [f64]) {
+    /// The logarithm of the determinant of `A`.
+    pub(crate) fn log_det(&self) -> f64 {
+        self.pivots().map(f64::ln).sum()
+    }
+
+    /// The squared diagonal of `L`.
+    fn pivots(&self) -> impl Iterator<Item = f64> {
+        self.lower.iter().step_by(self.size + 1).map(|root| root * root)
+    }
+
+    /// Replaces `b` by `L⁻¹ b`: vectors of covariance `A` get the identity.
+    pub(crate) fn whiten(&self, b: &mut [f64]) {
         for i in 0..self.size {
             let row = &self.lower[i * self.size..][..=i];
             b[i] = (b[i] - dot(&row[..i], &b[..i])) / row[i];
         }
     }
 
-    /// Replaces the right-hand side `b` by the solution of `A x = b`.
-    pub(crate) fn solve(&self, b: &mut [f64]) {
-        self.solve_lower(b);
+    /// Replaces `b` by `L⁻ᵀ b`.
+    pub(crate) fn whiten_transposed(&self, b: &mut [f64]) {
         for i in (0..self.size).rev() {
             let row = &self.lower[i * self.size..][..=i];
             b[i] /= row[i];
             let x = b[i];
             b[..i].iter_mut().zip(row).for_each(|(b, l)| *b -= l * x);
         }
+    }
+
+    /// Replaces the right-hand side `b` by the solution of `A x = b`.
+    pub(crate) fn solve(&self, b: &mut [f64]) {
+        self.whiten(b);
+        self.whiten_transposed(b);
     }
 }
 
@@ -102,6 +124,18 @@ mod tests {
         Cholesky::factor(matrix, size, 0.0).solve(&mut x);
         for (x, expected) in x.iter().zip(&expected) {
             assert!((x - expected).abs() < 1e-12, "{x} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_determinant_needs_an_inverse() {
+        let log_det =
+            |matrix: [f64; 4]| Cholesky::definite(matrix.to_vec(), 2).map(|factor| factor.log_det());
+        assert!((log_det([4.0, 2.0, 2.0, 10.0]).unwrap() - 36f64.ln()).abs() < 1e-12);
+        // However different the scales are.
+        assert!((log_det([1e-20, 0.0, 0.0, 1e20]).unwrap()).abs() < 1e-12);
+        for singular in [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 2.0, 1.0], [0.0; 4]] {
+            assert!(log_det(singular).is_none(), "{singular:?}");
         }
     }
 

@@ -77,6 +77,18 @@ pub enum Error {
         /// Rows of the matrix.
         size: usize,
     },
+    /// What a measure divides by is 0: all rows are equal, or all of them are 0.
+    #[error("{what} is 0, expected a positive number")]
+    Zero {
+        /// What was measured.
+        what: &'static str,
+    },
+    /// A covariance has no inverse.
+    #[error("the covariance of {what} is singular: more rows than features are needed, or shrinkage")]
+    Singular {
+        /// What the covariance is of.
+        what: &'static str,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

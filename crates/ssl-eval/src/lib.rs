@@ -18,6 +18,7 @@
 
 mod accuracy;
 mod cholesky;
+mod covariance;
 mod error;
 mod extract;
 mod features;
@@ -38,15 +39,13 @@ mod symmetric;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
+pub use crate::covariance::{Covariance, Shrinkage};
 pub use crate::error::{Error, Result};
 pub use crate::extract::{extract, raw_pixels};
 pub use crate::features::Features;
-pub use crate::gaussian::{
-    Shrinkage, canonical_correlations, gaussian_entropy, gaussian_information, information_of_covariance,
-    total_correlation,
-};
+pub use crate::gaussian::GaussianInformation;
 pub use crate::knn::{KnnConfig, KnnPrediction, knn_accuracy, knn_predict};
-pub use crate::lidar::lidar;
+pub use crate::lidar::{LidarConfig, lidar};
 pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe};
 pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
 pub use crate::principal::{PrincipalComponents, principal_components};

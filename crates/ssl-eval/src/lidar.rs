@@ -1,65 +1,94 @@
-//! LiDAR: how many directions tell images apart, beside those in which views of an image differ.
+//! LiDAR: the rank of what tells images apart beyond what tells their views apart.
+//!
+//! Thilak et al., "LiDAR: Sensing Linear Probing Performance in Joint Embedding SSL Architectures", 2023,
+//! <https://arxiv.org/abs/2312.04000>.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
+use rayon::prelude::*;
 
-use crate::rows::{centred, finite_rows, products};
-use crate::spectrum::exponential_entropy;
-use crate::symmetric::{Eigen, eigenvalues};
+use crate::cholesky::Cholesky;
+use crate::logistic_regression::check_positive;
+use crate::rows::{Rows, flat};
+use crate::spectrum::exp_entropy;
+use crate::symmetric::eigenvalues;
 use crate::{Error, Result};
 
-/// What is added to the variance within images in every direction.
-const DELTA: f64 = 1e-4;
-/// What is added to every share.
-const EPSILON: f64 = 1e-7;
+/// Settings of LiDAR.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LidarConfig {
+    /// Added to the diagonal of the covariance within images, above 0. It matters relative to their scale.
+    pub delta: f64,
+    /// Added to every share of the eigenvalues, at least 0.
+    pub epsilon: f64,
+}
 
-/// LiDAR: the exponential of the entropy of the eigenvalues of `Σ_w^(−½) Σ_b Σ_w^(−½)`, from 1 to `min(D, n − 1)`.
+impl Default for LidarConfig {
+    fn default() -> Self {
+        Self { delta: 1e-4, epsilon: 1e-7 }
+    }
+}
+
+/// LiDAR of `n` images with `q` views each: the effective rank of `S = Σ_w^{-1/2} Σ_b Σ_w^{-1/2}`, from 1 to
+/// `min(D, n − 1)`.
 ///
-/// `Σ_b` is the covariance of the means of images, `Σ_w` the mean covariance of the views of an image, with 1e-4 on its
-/// diagonal; means, not sums. A representation of few directions that are stable under augmentation has a low one, and so
-/// has one with many directions in which views of an image differ as much as images. Thilak et al., "LiDAR: Sensing linear
-/// probing performance in joint embedding SSL architectures", 2024, section 4 (<https://arxiv.org/abs/2312.04000>). The paper
-/// takes about a thousand images with 50 views; 10 are usable.
+/// `Σ_b` is the mean over images of `(μₓ − μ)(μₓ − μ)ᵀ`, `Σ_w` that over images and views of `(e − μₓ)(e − μₓ)ᵀ`, plus
+/// `delta` on its diagonal. With `pₖ = λₖ / Σ λ + epsilon` of the D eigenvalues of `S` it is `exp(−Σ pₖ log pₖ)`.
+/// The number of images should be well above D; ten views are usable, the paper has fifty.
 ///
 /// # Shapes
-/// `(n, q, D)`: `q` views of `n` images.
+/// `groups`: `(n, q, D)`, the views of an image side by side.
 ///
 /// # Errors
-/// If there are fewer than two images or views, or a value is not finite.
+/// If there are less than two images or views, a value is not finite, all images have the same mean, or a setting is out
+/// of range.
 ///
 /// # Example
 /// ```
-/// use candle_core::{DType, Device, Tensor};
+/// use candle_core::{Device, Tensor};
+/// use ssl_eval::{LidarConfig, lidar};
 ///
-/// // Views that do not differ, of images that differ evenly in 8 directions.
-/// let images = Tensor::cat(&[Tensor::eye(8, DType::F64, &Device::Cpu)?, Tensor::zeros((1, 8), DType::F64, &Device::Cpu)?], 0)?;
-/// let views = Tensor::stack(&[&images, &images], 1)?; // (9, 2, 8)
-/// assert!(ssl_eval::lidar(&views)? > 7.0);
+/// // Four images, whose two views are equal, at the corners of a square.
+/// let square = [[[1f32, 1.]; 2], [[1., -1.]; 2], [[-1., 1.]; 2], [[-1., -1.]; 2]];
+/// let rank = lidar(&Tensor::new(&square, &Device::Cpu)?, &LidarConfig::default())?;
+/// assert!((rank - 2.0).abs() < 1e-5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn lidar(features: &Tensor) -> Result<f64> {
-    let (n, q, d) = features.dims3()?;
-    for (what, found) in [("images", n), ("views", q)] {
-        if found < 2 {
-            return Err(Error::TooFew { what, found, least: 2 });
+pub fn lidar(groups: &Tensor, config: &LidarConfig) -> Result<f64> {
+    check_positive("delta", config.delta)?;
+    if !(config.epsilon >= 0.0 && config.epsilon.is_finite()) {
+        let value = config.epsilon.to_string();
+        return Err(Error::Config { field: "epsilon", value, allowed: "at least 0 and finite" });
+    }
+    let (n, q, dim) = groups.dims3()?;
+    for (field, count) in [("number of images", n), ("number of views of an image", q)] {
+        if count < 2 {
+            return Err(Error::Config { field, value: count.to_string(), allowed: "at least 2" });
         }
     }
-    let e = finite_rows(&features.reshape((n * q, d))?, 1)?.reshape((n, q, d))?;
-    let means = e.mean(1)?; // (n, D)
-    let within = e.broadcast_sub(&means.unsqueeze(1)?)?.reshape((n * q, d))?;
-    let mut sigma_w = products(&within, &within, (n * q) as f64)?;
-    sigma_w.iter_mut().step_by(d + 1).for_each(|variance| *variance += DELTA);
-    let Eigen { values, vectors } = Eigen::of(&sigma_w, d)?;
-    // The means along the eigenvectors of Σ_w, each over its deviation, have the covariance that is asked for, turned.
-    let vectors = Tensor::from_vec(vectors, (d, d), e.device())?;
-    let scales: Vec<f64> = values.iter().map(|value| 1.0 / value.max(DELTA).sqrt()).collect();
-    let whitened =
-        centred(&means)?.matmul(&vectors.t()?)?.broadcast_mul(&Tensor::new(scales, e.device())?)?;
-    let whitened = whitened.to_dtype(DType::F64)?;
-    let transposed = whitened.t()?.contiguous()?;
-    let gram =
-        if n < d { products(&transposed, &transposed, 1.0)? } else { products(&whitened, &whitened, 1.0)? };
-    let values: Vec<f64> = eigenvalues(&gram, n.min(d))?.into_iter().map(|value| value.max(0.0)).collect();
-    Ok(exponential_entropy(&values, EPSILON))
+    let mut views = Rows::new(flat(groups)?, dim)?;
+    let means = views.group_means(q);
+    for (at, view) in views.iter_mut().enumerate() {
+        view.iter_mut().zip(means.row(at / q)).for_each(|(value, mean)| *value -= mean);
+    }
+    let within = covariance_within(&views, config.delta)?;
+    let mut between = means.centred();
+    let factor = Cholesky::factor(within, dim, config.delta);
+    // S is similar to L⁻¹ Σ_b L⁻ᵀ, whose eigenvalues are those of the whitened means.
+    between.par_rows_mut().for_each(|mean| factor.whiten(mean));
+    let gram = between.smaller_gram()?;
+    let mut spectrum = eigenvalues(&gram.values, gram.size)?;
+    spectrum.iter_mut().for_each(|value| *value = value.max(0.0));
+    spectrum.resize(dim, 0.0);
+    exp_entropy(&spectrum, config.epsilon)
+}
+
+/// `Σ_w`, `(D, D)` row-major, of the deviations of views from the mean of their image.
+fn covariance_within(deviations: &Rows, delta: f64) -> Result<Vec<f64>> {
+    let (count, dim) = (deviations.count() as f64, deviations.dim());
+    let mut within = deviations.products()?;
+    within.iter_mut().for_each(|value| *value /= count);
+    within.iter_mut().step_by(dim + 1).for_each(|value| *value += delta);
+    Ok(within)
 }
 
 #[cfg(test)]
@@ -69,31 +98,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identical_views_of_even_images_reach_the_most_there_is() {
-        // Rows ±e_j: an isotropic covariance in 6 dimensions.
-        let rows: Vec<f64> = (0..12)
-            .flat_map(|row| {
-                (0..6).map(move |j| if j == row / 2 { 1.0 - 2.0 * (row % 2) as f64 } else { 0.0 })
-            })
-            .collect();
-        let images = Tensor::from_vec(rows, (12, 6), &Device::Cpu).unwrap();
-        let found = lidar(&Tensor::stack(&[&images, &images, &images], 1).unwrap()).unwrap();
-        assert!((found - 6.0).abs() < 1e-3, "{found}");
+    fn two_dimensions_by_hand() {
+        // Means (±2, ±1), views beside them by ±1 along the first axis and ±3 along the second: Σ_b = diag(4, 1),
+        // Σ_w = diag(1 + δ, 9 + δ), eigenvalues 4 / (1 + δ) and 1 / (9 + δ).
+        let corners = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]];
+        let view = |image: [f64; 2], side: [f64; 2]| [2.0 * image[0] + side[0], image[1] + 3.0 * side[1]];
+        let values: Vec<f64> =
+            corners.iter().flat_map(|&image| corners.map(|side| view(image, side)).concat()).collect();
+        let groups = Tensor::from_vec(values, (4, 4, 2), &Device::Cpu).unwrap();
+        let delta = 0.5;
+        let (a, b): (f64, f64) = (4.0 / (1.0 + delta), 1.0 / (9.0 + delta));
+        let (p, q) = (a / (a + b), b / (a + b));
+        let expected = (-p * p.ln() - q * q.ln()).exp();
+        let found = lidar(&groups, &LidarConfig { delta, epsilon: 0.0 }).unwrap();
+        assert!((found - expected).abs() < 1e-12, "{found} is not {expected}");
     }
 
     #[test]
-    fn directions_in_which_views_differ_count_for_less() {
-        let image = |i: usize| [((i * 7 % 16) as f64 - 7.5) / 4.0, ((i * 5 % 16) as f64 - 7.5) / 4.0];
-        let features = |noise: f64| {
-            let values = (0..16).flat_map(|i| {
-                let [x, y] = image(i);
-                [[x, y + noise], [x, y - noise]].concat()
-            });
-            Tensor::from_vec(values.collect::<Vec<_>>(), (16, 2, 2), &Device::Cpu).unwrap()
-        };
-        let (still, moved) = (lidar(&features(0.0)).unwrap(), lidar(&features(3.0)).unwrap());
-        assert!(still > 1.9 && moved < 1.1, "{still} {moved}");
-        let one = features(0.0).narrow(1, 0, 1).unwrap();
-        assert!(lidar(&one).unwrap_err().to_string().contains("1 views"));
+    fn bad_input_is_refused() {
+        let check = |groups: &Tensor, config: LidarConfig| lidar(groups, &config).unwrap_err().to_string();
+        let zeros =
+            |shape: (usize, usize, usize)| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu);
+        let default = LidarConfig::default;
+        assert!(check(&zeros((1, 2, 3)).unwrap(), default()).contains("number of images is 1"));
+        assert!(check(&zeros((2, 1, 3)).unwrap(), default()).contains("number of views of an image is 1"));
+        let groups = zeros((2, 2, 3)).unwrap();
+        assert!(check(&groups, default()).contains("spectrum is 0"));
+        assert!(check(&groups, LidarConfig { delta: 0.0, ..default() }).contains("delta is 0"));
+        assert!(check(&groups, LidarConfig { epsilon: -1.0, ..default() }).contains("epsilon is -1"));
+        assert!(check(&(groups / 0.0).unwrap(), default()).contains("NaN"));
     }
 }

@@ -1,36 +1,198 @@
-//! Rows of numbers as measures look at them: finite, and in `f64`.
+//! Rows of numbers in `f64`, whose values are known to be finite.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
+use crate::features::check_size;
 use crate::{Error, Result};
 
-/// `rows`, `(N, D)` with `N ≥ least` and `D ≥ 1`, in `f64`; every one finite.
-pub(crate) fn finite_rows(rows: &Tensor, least: usize) -> Result<Tensor> {
-    let (n, d) = rows.dims2()?;
-    if n == 0 || d == 0 {
-        return Err(Error::Empty);
+/// A table `(N, D)` of finite numbers, N ≥ 1 and D ≥ 1.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    values: Vec<f64>,
+    dim: usize,
+}
+
+/// The products of all pairs of columns, or of all pairs of rows if those are fewer.
+#[derive(Debug)]
+pub(crate) struct Gram {
+    /// `(size, size)` row-major.
+    pub(crate) values: Vec<f64>,
+    /// `min(N, D)`.
+    pub(crate) size: usize,
+}
+
+impl Rows {
+    /// Reads `tensor`, `(N, D)` of any float type.
+    ///
+    /// # Errors
+    /// If it has another rank, no values, or one that is not finite.
+    pub(crate) fn read(tensor: &Tensor) -> Result<Self> {
+        let (_, dim) = tensor.dims2()?;
+        Self::new(flat(tensor)?, dim)
     }
-    if n < least {
-        return Err(Error::TooFew { what: "rows", found: n, least });
+
+    /// As [`read`](Self::read), for what needs two rows.
+    pub(crate) fn read_two(tensor: &Tensor) -> Result<Self> {
+        let rows = Self::read(tensor)?;
+        if rows.count() < 2 {
+            let value = rows.count().to_string();
+            return Err(Error::Config { field: "number of rows", value, allowed: "at least 2" });
+        }
+        Ok(rows)
     }
-    let rows = rows.detach().to_dtype(DType::F64)?.contiguous()?;
-    // Sums carry NaN and infinity along, where a maximum may lose NaN.
-    if (&rows * 0.0)?.sum_all()?.to_scalar::<f64>()? != 0.0 {
-        for (row, values) in rows.to_vec2::<f64>()?.into_iter().enumerate() {
-            if let Some(column) = values.iter().position(|value| !value.is_finite()) {
-                return Err(Error::NonFinite { row, column, value: values[column] });
-            }
+
+    /// `values` in rows of `dim`.
+    ///
+    /// # Errors
+    /// If there are none, or one is not finite.
+    pub(crate) fn new(values: Vec<f64>, dim: usize) -> Result<Self> {
+        if values.is_empty() {
+            return Err(Error::Empty);
+        }
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(Error::NonFinite { row: at / dim, column: at % dim, value: values[at] });
+        }
+        Ok(Self { values, dim })
+    }
+
+    /// The number of rows, N.
+    pub(crate) fn count(&self) -> usize {
+        self.values.len() / self.dim
+    }
+
+    /// The number of columns, D.
+    pub(crate) fn dim(&self) -> usize {
+        self.dim
+    }
+
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[f64]> {
+        self.values.chunks_exact(self.dim)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [f64]> {
+        self.values.chunks_exact_mut(self.dim)
+    }
+
+    pub(crate) fn row(&self, row: usize) -> &[f64] {
+        &self.values[row * self.dim..][..self.dim]
+    }
+
+    /// The first `count` rows, with rows of zeros where there are not so many.
+    pub(crate) fn first(mut self, count: usize) -> Self {
+        self.values.resize(count * self.dim, 0.0);
+        self
+    }
+
+    pub(crate) fn par_rows_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [f64]> {
+        self.values.par_chunks_exact_mut(self.dim)
+    }
+
+    /// The means of groups of `size` consecutive rows: `(N / size, D)`.
+    pub(crate) fn group_means(&self, size: usize) -> Self {
+        let group = |values: &[f64]| Self { values: values.to_vec(), dim: self.dim }.mean();
+        Self { values: self.values.chunks(size * self.dim).flat_map(group).collect(), dim: self.dim }
+    }
+
+    /// The mean of each column.
+    pub(crate) fn mean(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.dim];
+        for row in self.iter() {
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        let n = self.count() as f64;
+        sums.into_iter().map(|sum| sum / n).collect()
+    }
+
+    /// These rows less `origin`.
+    pub(crate) fn minus(mut self, origin: &[f64]) -> Self {
+        for row in self.iter_mut() {
+            row.iter_mut().zip(origin).for_each(|(value, origin)| *value -= origin);
+        }
+        self
+    }
+
+    /// These rows less their mean.
+    pub(crate) fn centred(self) -> Self {
+        let mean = self.mean();
+        self.minus(&mean)
+    }
+
+    /// These rows, each followed by the one of `other`: `(N, D + D')`.
+    pub(crate) fn beside(&self, other: &Self) -> Result<Self> {
+        check_size("number of rows", other.count(), self.count())?;
+        let values = self.iter().zip(other.iter()).flat_map(|(a, b)| a.iter().chain(b)).copied().collect();
+        Ok(Self { values, dim: self.dim + other.dim })
+    }
+
+    /// A tensor `(N, D)` of type `f64` on the CPU.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        Ok(Tensor::from_slice(&self.values, (self.count(), self.dim), &Device::Cpu)?)
+    }
+
+    /// All values, row-major.
+    pub(crate) fn into_values(self) -> Vec<f64> {
+        self.values
+    }
+
+    /// Columns as rows: `(D, N)`.
+    pub(crate) fn transposed(&self) -> Result<Self> {
+        Ok(Self { values: flat(&self.tensor()?.t()?)?, dim: self.count() })
+    }
+
+    /// `XᵀX`, `(D, D)` row-major.
+    pub(crate) fn products(&self) -> Result<Vec<f64>> {
+        let x = self.tensor()?;
+        flat(&x.t()?.matmul(&x)?)
+    }
+
+    /// `XᵀX` or `XXᵀ`, whichever is smaller: both have the squared singular values as eigenvalues.
+    pub(crate) fn smaller_gram(&self) -> Result<Gram> {
+        if self.dim <= self.count() {
+            return Ok(Gram { values: self.products()?, size: self.dim });
+        }
+        let x = self.tensor()?;
+        Ok(Gram { values: flat(&x.matmul(&x.t()?)?)?, size: self.count() })
+    }
+}
+
+/// All values of a tensor in `f64`, row-major.
+pub(crate) fn flat(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_grams_have_the_same_trace_and_the_smaller_is_taken() {
+        let values = [1.0, 2.0, 3.0, 4.0, 5.0, 7.0];
+        for dim in [2, 3] {
+            let rows = Rows::new(values.to_vec(), dim).unwrap();
+            let gram = rows.smaller_gram().unwrap();
+            assert_eq!(gram.size, 2);
+            assert_eq!(gram.values[0] + gram.values[3], values.iter().map(|x| x * x).sum::<f64>());
         }
     }
-    Ok(rows)
-}
 
-/// The rows less their mean.
-pub(crate) fn centred(rows: &Tensor) -> Result<Tensor> {
-    Ok(rows.broadcast_sub(&rows.mean_keepdim(0)?)?)
-}
+    #[test]
+    fn centred_rows_have_mean_zero_and_stand_beside_others() {
+        let rows = Rows::new(vec![1.0, 2.0, 3.0, 6.0], 2).unwrap();
+        let centred = rows.clone().centred();
+        assert_eq!(centred.values, [-1.0, -2.0, 1.0, 2.0]);
+        assert_eq!(rows.beside(&centred).unwrap().values, [1.0, 2.0, -1.0, -2.0, 3.0, 6.0, 1.0, 2.0]);
+        assert!(matches!(rows.beside(&Rows::new(vec![0.0], 1).unwrap()), Err(Error::Size { .. })));
+    }
 
-/// `aᵀ b / by`, `(D, E)` row-major.
-pub(crate) fn products(a: &Tensor, b: &Tensor, by: f64) -> Result<Vec<f64>> {
-    Ok((a.t()?.matmul(b)? / by)?.flatten_all()?.to_vec1()?)
+    #[test]
+    fn what_is_not_there_or_not_finite_is_refused() {
+        let tensor = |values: Vec<f32>, shape: (usize, usize)| Tensor::from_vec(values, shape, &Device::Cpu);
+        assert!(matches!(Rows::read(&tensor(vec![], (0, 3)).unwrap()), Err(Error::Empty)));
+        assert!(matches!(Rows::read(&tensor(vec![], (3, 0)).unwrap()), Err(Error::Empty)));
+        let error = Rows::read(&tensor(vec![0.0, 1.0, f32::NAN, 0.0], (2, 2)).unwrap()).unwrap_err();
+        assert!(matches!(error, Error::NonFinite { row: 1, column: 0, .. }));
+        let error = Rows::read_two(&tensor(vec![0.0; 3], (1, 3)).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "number of rows is 1, allowed is at least 2");
+    }
 }

@@ -1,194 +1,307 @@
-//! How many dimensions embeddings fill: measures of their singular values, and of the eigenvalues of their covariance.
+//! How many directions embeddings use: measures of the singular values of `Z` and of the eigenvalues of its covariance.
+//!
+//! Embeddings that have collapsed to few directions show here before they show in an accuracy. Every measure reads all
+//! rows at once; `N` should be several times `D`, since fewer rows than that span fewer directions than there are.
 
 use candle_core::Tensor;
 
-use crate::rows::{centred, finite_rows, products};
+use crate::rows::Rows;
 use crate::symmetric::eigenvalues;
 use crate::{Error, Result};
 
-/// What RankMe adds to every share.
+/// Added to every share of the singular values by RankMe.
 const RANK_ME_EPSILON: f64 = 1e-7;
 
-/// The eigenvalues that the exponent of alpha-ReQ is fitted to, counted from 1.
+/// The eigenvalues, counted from 1, through which alpha-ReQ lays its line.
 const ALPHA_RANGE: std::ops::RangeInclusive<usize> = 11..=100;
 
-/// RankMe: the exponential of the entropy of the singular values of the embeddings as they are, not centred, from 1 to
-/// `min(N, D)`. High ones go with good linear probes, if embeddings of the same kind are compared.
+/// The singular values of the rows as they are, not centred, in descending order.
 ///
-/// `exp(−Σ p_k log p_k)` with `p_k = s_k / Σ s + 1e-7`. Garrido et al., "RankMe", 2023, equation 1
-/// (<https://arxiv.org/abs/2210.02885>). Needs many more rows than dimensions; the paper takes 25,600.
+/// They are square roots of eigenvalues of the smaller Gram matrix; those that rounding could have made are 0.
 ///
 /// # Shapes
-/// `(N, D)`.
+/// `rows`: `(N, D)`; the result has `min(N, D)` values.
 ///
 /// # Errors
-/// If there is no row or a value is not finite.
+/// If there are no rows, or a value is not finite.
 ///
 /// # Example
 /// ```
 /// use candle_core::{Device, Tensor};
 ///
-/// let even = Tensor::eye(4, candle_core::DType::F64, &Device::Cpu)?;
-/// assert!((ssl_eval::rank_me(&even)? - 4.0).abs() < 1e-4);
-/// let on_a_line = Tensor::new(&[[1f64, 2.], [2., 4.], [3., 6.]], &Device::Cpu)?;
-/// assert!((ssl_eval::rank_me(&on_a_line)? - 1.0).abs() < 1e-4);
+/// let rows = Tensor::new(&[[3f32, 0.], [0., -2.], [4., 0.]], &Device::Cpu)?;
+/// assert_eq!(ssl_eval::singular_values(&rows)?, [5.0, 2.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn singular_values(rows: &Tensor) -> Result<Vec<f64>> {
+    let squares = squared_singular_values(&Rows::read(rows)?)?;
+    Ok(squares.into_iter().map(f64::sqrt).collect())
+}
+
+/// RankMe (Garrido et al., 2022, <https://arxiv.org/abs/2210.02885>, section 3.2): `exp(−Σ pₖ log pₖ)` with
+/// `pₖ = sₖ / Σ s + 1e-7` of the [`singular_values`], from 1 to `min(N, D)`.
+///
+/// The paper computes it on projections of 25,600 images of the data that the encoder was trained on.
+///
+/// # Errors
+/// Those of [`singular_values`], or if all values are 0.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let even = Tensor::new(&[[1f32, 1.], [1., -1.]], &Device::Cpu)?;
+/// let collapsed = Tensor::new(&[[1f32, 2.], [2., 4.]], &Device::Cpu)?;
+/// assert!((ssl_eval::rank_me(&even)? - 2.0).abs() < 1e-5);
+/// assert!((ssl_eval::rank_me(&collapsed)? - 1.0).abs() < 1e-5);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn rank_me(rows: &Tensor) -> Result<f64> {
-    Ok(exponential_entropy(&singular_values(rows)?, RANK_ME_EPSILON))
+    exp_entropy(&singular_values(rows)?, RANK_ME_EPSILON)
 }
 
-/// The effective rank: [`rank_me`] without what that adds.
-///
-/// Roy & Vetterli, "The effective rank: a measure of effective dimensionality", 2007, section 2.
+/// The effective rank (Roy & Vetterli, "The effective rank: a measure of effective dimensionality", 2007):
+/// `exp(−Σ pₖ log pₖ)` with `pₖ = sₖ / Σ s` of the [`singular_values`], from 1 to `min(N, D)`.
 ///
 /// # Errors
-/// As [`rank_me`].
+/// Those of [`singular_values`], or if all values are 0.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let even = Tensor::new(&[[1f32, 1.], [1., -1.]], &Device::Cpu)?;
+/// assert!((ssl_eval::effective_rank(&even)? - 2.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn effective_rank(rows: &Tensor) -> Result<f64> {
-    Ok(exponential_entropy(&singular_values(rows)?, 0.0))
+    exp_entropy(&singular_values(rows)?, 0.0)
 }
 
-/// The effective rank of the covariance: the exponential of the entropy of its eigenvalues, which count dimensions by the
-/// variance in them. 0 if all rows are equal.
+/// The eigenvalues of the covariance of the rows (centred, divided by `N − 1`), in descending order.
+///
+/// # Shapes
+/// `rows`: `(N, D)`; the result has `min(N, D)` values, beyond which all are 0.
 ///
 /// # Errors
-/// If there are fewer than two rows or a value is not finite.
-pub fn covariance_effective_rank(rows: &Tensor) -> Result<f64> {
-    Ok(exponential_entropy(&covariance_spectrum(rows)?, 0.0))
-}
-
-/// `(Σλ)² / Σλ²` of the eigenvalues of the covariance: dimensions of equal variance that would be as uneven. 0 if all rows
-/// are equal.
+/// If there are less than two rows, or a value is not finite.
 ///
-/// # Errors
-/// As [`covariance_effective_rank`].
-pub fn participation_ratio(rows: &Tensor) -> Result<f64> {
-    let values = covariance_spectrum(rows)?;
-    let (sum, squares) = values.iter().fold((0.0, 0.0), |(sum, squares), v| (sum + v, squares + v * v));
-    Ok(if squares > 0.0 { sum * sum / squares } else { 0.0 })
-}
-
-/// The singular values of the rows, not centred: `min(N, D)`, the largest first.
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
 ///
-/// # Errors
-/// As [`rank_me`].
-pub fn singular_values(rows: &Tensor) -> Result<Vec<f64>> {
-    let rows = finite_rows(rows, 1)?;
-    Ok(gram_eigenvalues(&rows, 1.0)?.into_iter().map(f64::sqrt).collect())
-}
-
-/// The eigenvalues of the centred, unbiased covariance: `min(N, D)`, the largest first, none below 0.
-///
-/// # Errors
-/// If there are fewer than two rows or a value is not finite.
+/// let rows = Tensor::new(&[[1f32, 5.], [4., 5.], [7., 5.]], &Device::Cpu)?;
+/// assert_eq!(ssl_eval::covariance_spectrum(&rows)?, [9.0, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn covariance_spectrum(rows: &Tensor) -> Result<Vec<f64>> {
-    let rows = finite_rows(rows, 2)?;
-    gram_eigenvalues(&centred(&rows)?, rows.dim(0)? as f64 - 1.0)
+    let rows = Rows::read_two(rows)?;
+    let degrees = rows.count() as f64 - 1.0;
+    let squares = squared_singular_values(&rows.centred())?;
+    Ok(squares.into_iter().map(|square| square / degrees).collect())
 }
 
-/// alpha-ReQ: the exponent `α` with which the eigenvalues of the covariance fall, `λ_j ~ j^(−α)`. Near 1 in good
-/// representations; a large one says that few directions have most of the variance, a small one that noise fills all.
+/// The effective rank of the covariance: `exp(−Σ pₖ log pₖ)` with `pₖ = λₖ / Σ λ` of the [`covariance_spectrum`].
 ///
-/// The slope of `log λ` over `log j` for `j` from 11 to 100, by least squares with weights `1 / j`, as in the authors' package.
-/// Agrawal et al., "α-ReQ: Assessing representation quality in self-supervised learning by measuring eigenspectrum decay",
-/// 2022.
+/// It weights directions by variance, [`effective_rank`] by deviation, so it is the lower of the two for centred rows.
 ///
 /// # Errors
-/// If fewer than three of these eigenvalues are there, that is for fewer than 13 dimensions or 14 rows, or a value is not finite.
+/// Those of [`covariance_spectrum`], or if all rows are equal.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let square = Tensor::new(&[[0f32, 0.], [0., 1.], [1., 0.], [1., 1.]], &Device::Cpu)?;
+/// assert!((ssl_eval::covariance_effective_rank(&square)? - 2.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn covariance_effective_rank(rows: &Tensor) -> Result<f64> {
+    exp_entropy(&covariance_spectrum(rows)?, 0.0)
+}
+
+/// The participation ratio `(Σ λ)² / Σ λ²` of the [`covariance_spectrum`], from 1 to `min(N − 1, D)`.
+///
+/// # Errors
+/// Those of [`covariance_spectrum`], or if all rows are equal.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// // Variances in the ratio of 4 to 1: 5² / (4² + 1²).
+/// let rectangle = Tensor::new(&[[0f32, 0.], [0., 1.], [2., 0.], [2., 1.]], &Device::Cpu)?;
+/// assert!((ssl_eval::participation_ratio(&rectangle)? - 25.0 / 17.0).abs() < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn participation_ratio(rows: &Tensor) -> Result<f64> {
+    let shares = shares(&covariance_spectrum(rows)?)?;
+    Ok(1.0 / shares.iter().map(|share| share * share).sum::<f64>())
+}
+
+/// alpha-ReQ (Agrawal et al., "alpha-ReQ: Assessing Representation Quality in Self-Supervised Learning by measuring
+/// eigenspectrum decay", 2022): the exponent of `λⱼ ~ j^−α`.
+///
+/// As in the authors' package, the line through `(log j, log λⱼ)` is fitted by least squares with weights `1 / j` to the
+/// eigenvalues 11 to 100 of the [`covariance_spectrum`], counted from 1, or to as many as are above 0. Near 1 is good,
+/// larger is dominated by few directions, smaller is flat.
+///
+/// # Errors
+/// Those of [`covariance_spectrum`], or if less than 12 eigenvalues are above 0: two points make a line.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// // Pairs of opposite rows along 20 axes, whose variances are as 1 / j.
+/// let value = |row: usize, j: usize| match row / 2 == j {
+///     true => (1.0 - 2.0 * (row % 2) as f64) / (j as f64 + 1.0).sqrt(),
+///     false => 0.0,
+/// };
+/// let rows = (0..40 * 20).map(|i| value(i / 20, i % 20)).collect();
+/// let alpha = ssl_eval::alpha_req(&Tensor::from_vec(rows, (40, 20), &Device::Cpu)?)?;
+/// assert!((alpha - 1.0).abs() < 1e-9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn alpha_req(rows: &Tensor) -> Result<f64> {
-    let values = covariance_spectrum(rows)?;
-    let floor = values.first().copied().unwrap_or_default() * 1e-14;
-    let points: Vec<(f64, f64, f64)> = ALPHA_RANGE
-        .filter_map(|j| values.get(j - 1).filter(|value| **value > floor).map(|value| (j as f64, *value)))
-        .map(|(j, value)| (j.ln(), value.ln(), 1.0 / j))
-        .collect();
-    if points.len() < 3 {
-        return Err(Error::TooFew { what: "eigenvalues beyond the tenth", found: points.len(), least: 3 });
+    let spectrum = covariance_spectrum(rows)?;
+    let positive = spectrum.iter().filter(|value| **value > 0.0).count();
+    let (first, last) = (*ALPHA_RANGE.start(), positive.min(*ALPHA_RANGE.end()));
+    if last <= first {
+        let (field, allowed) = ("number of eigenvalues above 0", "at least 12");
+        return Err(Error::Config { field, value: positive.to_string(), allowed });
     }
-    let total: f64 = points.iter().map(|(_, _, w)| w).sum();
-    let mean = |of: &dyn Fn(&(f64, f64, f64)) -> f64| points.iter().map(|p| p.2 * of(p)).sum::<f64>() / total;
-    let (x, y) = (mean(&|p| p.0), mean(&|p| p.1));
-    Ok(-mean(&|p| (p.0 - x) * (p.1 - y)) / mean(&|p| (p.0 - x).powi(2)))
+    let points = (first..=last).map(|j| (1.0 / j as f64, (j as f64).ln(), spectrum[j - 1].ln()));
+    Ok(-weighted_slope(&points.collect::<Vec<_>>()))
 }
 
-/// The mean over dimensions of the standard deviation over rows of length 1, times `√D`: 1 for directions spread evenly over the
-/// sphere, 0 if all are one.
+/// How far embeddings are from one point (Chen & He, 2020, <https://arxiv.org/abs/2011.10566>, section 4.1): the mean over
+/// dimensions of the standard deviation of L2-normalised rows, times `√D`.
 ///
-/// Chen & He, "Exploring simple siamese representation learning", 2021, section 4.1 (<https://arxiv.org/abs/2011.10566>).
+/// It is 0 for rows of one direction and about 1 for rows that point everywhere. The deviation divides by `N − 1`, as
+/// PyTorch's does; a row of zeros stays one.
 ///
 /// # Errors
-/// If there are fewer than two rows or a value is not finite.
+/// If there are less than two rows, or a value is not finite.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let one_direction = Tensor::new(&[[1f32, 2.], [2., 4.], [3., 6.]], &Device::Cpu)?;
+/// assert!(ssl_eval::std_collapse(&one_direction)? < 1e-12);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn std_collapse(rows: &Tensor) -> Result<f64> {
-    let rows = finite_rows(rows, 2)?;
-    let lengths = (rows.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?;
-    let z = centred(&rows.broadcast_div(&lengths)?)?;
-    let std = z.sqr()?.mean(0)?.sqrt()?.mean_all()?.to_scalar::<f64>()?;
-    Ok(std * (rows.dim(1)? as f64).sqrt())
-}
-
-/// The eigenvalues of `ZᵀZ / by`, none below 0; from `ZZᵀ`, which has the same, where that is smaller.
-fn gram_eigenvalues(rows: &Tensor, by: f64) -> Result<Vec<f64>> {
-    let (n, d) = rows.dims2()?;
-    let transposed = rows.t()?.contiguous()?;
-    let gram = if n < d { products(&transposed, &transposed, by)? } else { products(rows, rows, by)? };
-    Ok(eigenvalues(&gram, n.min(d))?.into_iter().map(|value| value.max(0.0)).collect())
-}
-
-/// `exp(−Σ p log p)` with `p = v / Σv + ε`; 0 if all are 0.
-pub(crate) fn exponential_entropy(values: &[f64], epsilon: f64) -> f64 {
-    let sum: f64 = values.iter().sum();
-    if sum <= 0.0 {
-        return 0.0;
+    let mut rows = Rows::read_two(rows)?;
+    for row in rows.iter_mut() {
+        // Scaled by the largest value first, whose square might overflow or vanish.
+        let largest = row.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+        if largest > 0.0 {
+            row.iter_mut().for_each(|value| *value /= largest);
+            let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
+            row.iter_mut().for_each(|value| *value /= norm);
+        }
     }
-    let shares = values.iter().map(|value| value / sum + epsilon).filter(|p| *p > 0.0);
-    (-shares.map(|p| p * p.ln()).sum::<f64>()).exp()
+    let (degrees, dim) = (rows.count() as f64 - 1.0, rows.dim());
+    let mut squares = vec![0.0; dim];
+    for row in rows.centred().iter() {
+        squares.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
+    }
+    let sum: f64 = squares.iter().map(|sum| (sum / degrees).sqrt()).sum();
+    Ok(sum / (dim as f64).sqrt())
+}
+
+/// The eigenvalues of the smaller Gram matrix in descending order, without what rounding leaves of those that are 0.
+fn squared_singular_values(rows: &Rows) -> Result<Vec<f64>> {
+    let gram = rows.smaller_gram()?;
+    let mut values = eigenvalues(&gram.values, gram.size)?;
+    let rounding = gram.size as f64 * f64::EPSILON * values[0].max(0.0);
+    values.iter_mut().filter(|value| **value <= rounding).for_each(|value| *value = 0.0);
+    Ok(values)
+}
+
+/// Values that are at least 0 as parts of their sum.
+fn shares(values: &[f64]) -> Result<Vec<f64>> {
+    let sum: f64 = values.iter().sum();
+    if sum > 0.0 {
+        Ok(values.iter().map(|value| value / sum).collect())
+    } else {
+        Err(Error::Zero { what: "the sum of the spectrum" })
+    }
+}
+
+/// `exp(−Σ pₖ log pₖ)` with `pₖ = vₖ / Σ v + epsilon`, where `0 log 0` is 0.
+pub(crate) fn exp_entropy(values: &[f64], epsilon: f64) -> Result<f64> {
+    let shares = shares(values)?.into_iter().map(|share| share + epsilon).filter(|share| *share > 0.0);
+    Ok((-shares.map(|share| share * share.ln()).sum::<f64>()).exp())
+}
+
+/// The slope of the line through points `(weight, x, y)` by weighted least squares.
+fn weighted_slope(points: &[(f64, f64, f64)]) -> f64 {
+    let mean = |of: fn(f64, f64) -> f64| {
+        let total: f64 = points.iter().map(|(weight, ..)| weight).sum();
+        points.iter().map(|(weight, x, y)| weight * of(*x, *y)).sum::<f64>() / total
+    };
+    let (x_mean, y_mean) = (mean(|x, _| x), mean(|_, y| y));
+    let slope_terms = points.iter().map(|(weight, x, y)| {
+        let along = weight * (x - x_mean);
+        (along * (y - y_mean), along * (x - x_mean))
+    });
+    let (cross, square) = slope_terms.fold((0.0, 0.0), |sums, term| (sums.0 + term.0, sums.1 + term.1));
+    cross / square
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
 
-    fn tensor(data: Vec<f64>, n: usize, d: usize) -> Tensor {
-        Tensor::from_vec(data, (n, d), &Device::Cpu).unwrap()
+    fn tensor(rows: &[&[f64]]) -> Tensor {
+        Tensor::from_vec(rows.concat(), (rows.len(), rows[0].len()), &Device::Cpu).unwrap()
     }
 
     #[test]
-    fn alpha_is_the_exponent_of_a_power_law() {
-        // Corners of boxes whose edges are j^(−α / 2): rows ±e_j √λ_j have the covariance diag(λ) up to a factor.
-        for alpha in [0.5, 1.0, 2.0] {
-            let d = 40;
-            let rows = (0..2 * d).flat_map(|row| {
-                let (axis, sign) = (row / 2, if row % 2 == 0 { 1.0 } else { -1.0 });
-                (0..d).map(move |j| if j == axis { sign * ((j + 1) as f64).powf(-alpha / 2.0) } else { 0.0 })
-            });
-            let found = alpha_req(&tensor(rows.collect(), 2 * d, d)).unwrap();
-            assert!((found - alpha).abs() < 1e-9, "{found} is not {alpha}");
+    fn a_weighted_line_by_hand() {
+        // Twice the weight is the point twice.
+        let doubled = weighted_slope(&[(1.0, 0.0, 0.0), (1.0, 1.0, 3.0), (1.0, 1.0, 3.0), (1.0, 2.0, 2.0)]);
+        assert!(
+            (weighted_slope(&[(1.0, 0.0, 0.0), (2.0, 1.0, 3.0), (1.0, 2.0, 2.0)]) - doubled).abs() < 1e-12
+        );
+        assert!((doubled - 1.0).abs() < 1e-12, "{doubled}");
+    }
+
+    #[test]
+    fn more_dimensions_than_rows_are_as_good() {
+        let wide = tensor(&[&[3.0, 0.0, 4.0], &[0.0, 2.0, 0.0]]);
+        assert_eq!(singular_values(&wide).unwrap(), [5.0, 2.0]);
+        assert_eq!(singular_values(&wide.t().unwrap()).unwrap(), [5.0, 2.0]);
+        // One difference of two rows, of length sqrt(29).
+        let spectrum = covariance_spectrum(&wide).unwrap();
+        assert!((spectrum[0] - 14.5).abs() < 1e-12 && spectrum[1] == 0.0, "{spectrum:?}");
+    }
+
+    #[test]
+    fn deviation_of_directions_by_hand() {
+        // Unit rows (1, 0), (0, 1), (-1, 0), (0, -1): both variances are 2 / 3.
+        let cross = tensor(&[&[5.0, 0.0], &[0.0, 1e-200], &[-1e200, 0.0], &[0.0, -1.0]]);
+        let expected = 2f64.sqrt() * (2f64 / 3.0).sqrt();
+        assert!((std_collapse(&cross).unwrap() - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn degenerate_rows_are_refused() {
+        let zeros = tensor(&[&[0.0, 0.0], &[0.0, 0.0]]);
+        for measure in [rank_me, effective_rank, covariance_effective_rank, participation_ratio] {
+            assert!(matches!(measure(&zeros), Err(Error::Zero { .. })));
         }
-    }
-
-    #[test]
-    fn rows_fewer_than_dimensions_have_the_same_spectrum_either_way() {
-        let data: Vec<f64> = (0..5 * 3).map(|i| ((i * i) as f64).sin()).collect();
-        let tall = singular_values(&tensor(data.clone(), 5, 3)).unwrap();
-        let wide = singular_values(&tensor(data, 5, 3).t().unwrap()).unwrap();
-        assert!(tall.iter().zip(&wide).all(|(a, b)| (a - b).abs() < 1e-12), "{tall:?} {wide:?}");
-    }
-
-    #[test]
-    fn equal_rows_fill_nothing_and_bad_ones_are_refused() {
-        let equal = tensor(vec![1.0, 2.0, 1.0, 2.0, 1.0, 2.0], 3, 2);
-        for measure in [covariance_effective_rank, participation_ratio, std_collapse] {
-            assert!(measure(&equal).unwrap() < 1e-9);
+        let single = tensor(&[&[1.0, 2.0]]);
+        for measure in [covariance_effective_rank, participation_ratio, alpha_req, std_collapse] {
+            assert!(measure(&single).unwrap_err().to_string().contains("number of rows is 1"));
         }
-        assert!(matches!(
-            covariance_spectrum(&tensor(vec![1.0], 1, 1)),
-            Err(Error::TooFew { found: 1, least: 2, .. })
-        ));
-        assert!(matches!(rank_me(&tensor(vec![], 0, 3)), Err(Error::Empty)));
-        let nan = tensor(vec![1.0, 2.0, f64::NAN, 4.0], 2, 2);
-        assert!(matches!(rank_me(&nan), Err(Error::NonFinite { row: 1, column: 0, .. })));
-        assert!(alpha_req(&equal).unwrap_err().to_string().contains("at least 3"));
+        let error = alpha_req(&tensor(&[&[1.0, 2.0], &[3.0, 5.0]])).unwrap_err().to_string();
+        assert_eq!(error, "number of eigenvalues above 0 is 1, allowed is at least 12");
+        assert_eq!(std_collapse(&zeros).unwrap(), 0.0);
     }
 }

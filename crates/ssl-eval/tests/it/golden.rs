@@ -1,10 +1,69 @@
-//! Values of lightly 1.6.0 (kNN, top-k accuracy) and scikit-learn 1.9.1 (logistic regression).
+//! Values of lightly 1.6.0 (kNN, top-k accuracy), scikit-learn 1.9.1 (logistic regression, principal
+//! components), scipy (Gaussian information) and PyTorch (spectra).
 
 use candle_core::{DType, Device, Tensor};
 use ssl_eval::{
-    Features, KnnConfig, LogisticRegression, LogisticRegressionConfig, accuracy, knn_accuracy, knn_predict,
-    topk_accuracy,
+    Covariance, Features, GaussianInformation, KnnConfig, LogisticRegression, LogisticRegressionConfig,
+    PrincipalComponents, Shrinkage, accuracy, knn_accuracy, knn_predict, topk_accuracy,
 };
+
+#[test]
+fn ranks_are_those_of_pytorch() {
+    let case = Case::load("rankme");
+    for i in 0..3 {
+        let z = &case.rows(&format!("in.z{i}"));
+        let singular = ssl_eval::singular_values(z).unwrap();
+        // Eigenvalues of the Gram matrix carry its rounding, which is larger in their roots: √ε of the largest.
+        assert_close(&singular, &case.values(&format!("out.f64.singular_values{i}")), 1e-9, 1e-6);
+        for (name, value) in [
+            ("rankme", ssl_eval::rank_me(z)),
+            ("effective_rank", ssl_eval::effective_rank(z)),
+            ("cov_effective_rank", ssl_eval::covariance_effective_rank(z)),
+            ("participation_ratio", ssl_eval::participation_ratio(z)),
+        ] {
+            assert_close(&[value.unwrap()], &case.values(&format!("out.f64.{name}{i}")), 1e-6, 0.0);
+        }
+    }
+}
+
+#[test]
+fn principal_components_are_those_of_scikit_learn() {
+    let case = Case::load("pca");
+    let x = case.rows("in.x");
+    let fit = PrincipalComponents::fit(&x, 4).unwrap();
+    let (components, along) = (fit.components().unwrap(), fit.project(&x).unwrap());
+    // A component may point either way, and takes its coordinates with it.
+    let theirs = case.rows("out.components").to_dtype(DType::F64).unwrap();
+    let sign = (&components * theirs).unwrap().sum_keepdim(1).unwrap().sign().unwrap();
+    let (components, along) = (components.broadcast_mul(&sign), along.broadcast_mul(&sign.t().unwrap()));
+    let flat =
+        |tensor: candle_core::Result<Tensor>| tensor.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    for (name, values) in [
+        ("mean", fit.mean()),
+        ("explained_variance", fit.explained_variance()),
+        ("explained_variance_ratio", fit.explained_variance_ratio()),
+        ("components", &flat(components)),
+        ("projected", &flat(along)),
+    ] {
+        // The file has f32.
+        assert_close(values, &case.values(&format!("out.{name}")), 1e-6, 1e-6);
+    }
+}
+
+#[test]
+fn gaussian_information_is_that_of_scipy_and_of_the_formula() {
+    let case = Case::load("gaussian_mi");
+    for i in 0..3 {
+        let (x, y) = (case.rows(&format!("in.x{i}")), case.rows(&format!("in.y{i}")));
+        let sample = GaussianInformation::between(&x, &y, Shrinkage::None).unwrap();
+        assert_close(&[sample.nats()], &case.values(&format!("out.f64.mi_sample{i}")), 1e-9, 0.0);
+        let both = Covariance::of(&Tensor::cat(&[&x, &y], 1).unwrap(), Shrinkage::None).unwrap();
+        assert_close(both.values(), &case.values(&format!("out.f64.sample_cov{i}")), 1e-9, 1e-9);
+        let known = Covariance::new(&case.rows(&format!("in.f64.true_cov{i}"))).unwrap();
+        let known = GaussianInformation::from_covariance(&known, x.dim(1).unwrap()).unwrap();
+        assert_close(&[known.nats()], &case.values(&format!("out.f64.mi_analytic{i}")), 0.0, 1e-9);
+    }
+}
 
 #[test]
 fn knn_k20_is_that_of_lightly() {
@@ -74,10 +133,14 @@ impl Case {
         Self(candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect())
     }
 
-    fn tensor(&self, name: &str) -> Tensor {
+    fn rows(&self, name: &str) -> Tensor {
         let (_, tensor) =
             self.0.iter().find(|(own, _)| own == name).expect("the file has a tensor of this name");
-        tensor.flatten_all().unwrap()
+        tensor.clone()
+    }
+
+    fn tensor(&self, name: &str) -> Tensor {
+        self.rows(name).flatten_all().unwrap()
     }
 
     fn values(&self, name: &str) -> Vec<f64> {
