@@ -61,16 +61,6 @@ pub enum Error {
         "no class has two training samples, so c cannot be chosen on held-out ones: give one value in c_grid"
     )]
     HoldOut,
-    /// There is too little of something.
-    #[error("there are {found} {what}, expected at least {least}")]
-    TooFew {
-        /// What there is too little of.
-        what: &'static str,
-        /// How many there are.
-        found: usize,
-        /// How many there must be.
-        least: usize,
-    },
     /// The iteration for eigenvalues did not end.
     #[error("the eigenvalues of a symmetric matrix of {size} rows could not be found")]
     Eigenvalues {

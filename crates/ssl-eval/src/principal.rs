@@ -108,7 +108,7 @@ impl PrincipalComponents {
     }
 }
 
-/// The principal components of a set of rows.
+/// Coordinates of rows along their `k` principal components, those of the largest variance first.
 ///
 /// They are those of [`PrincipalComponents`]: the largest coordinate along each is positive, and what the rows do not have,
 /// beyond their rank, is 0.

@@ -12,8 +12,8 @@ use ssl_augment::random;
 use ssl_backbones::Backbone;
 use ssl_data::{Dataset, Tolerant};
 use ssl_eval::{
-    Shrinkage, alpha_req, covariance_effective_rank, gaussian_entropy, gaussian_information, lidar,
-    participation_ratio, principal_components, rank_me, std_collapse, total_correlation,
+    Covariance, GaussianInformation, LidarConfig, Shrinkage, alpha_req, covariance_effective_rank,
+    covariance_spectrum, lidar, participation_ratio, principal_components, rank_me, std_collapse,
 };
 use ssl_losses::{alignment, uniformity};
 use ssl_nn::{Purpose, rng};
@@ -61,6 +61,7 @@ impl MeasureConfig {
 }
 
 /// Measures of the features `(n, q, D)` of `q` views of `n` images. `N = n q` rows are looked at where views do not matter.
+/// What is not defined, as the rank of features that are all equal, is `None`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measures {
     /// Mean squared distance of two views of an image on the unit sphere, in `[0, 4]`; lower is more alike (Wang & Isola,
@@ -69,27 +70,27 @@ pub struct Measures {
     /// `log E exp(−2 d²)` over pairs of images on the unit sphere; 0 if all are one point, lower is more even.
     pub uniformity: f64,
     /// Standard deviation of the directions, times `√D`: 1 is even, 0 one point (Chen & He, 2021).
-    pub std: f64,
+    pub std: Option<f64>,
     /// RankMe: the exponential of the entropy of the singular values (Garrido et al., 2023), from 1 to `min(N, D)`.
-    pub rank_me: f64,
+    pub rank_me: Option<f64>,
     /// The same of the eigenvalues of the covariance: dimensions that the variance fills.
-    pub effective_rank: f64,
+    pub effective_rank: Option<f64>,
     /// `(Σλ)² / Σλ²` of the same eigenvalues.
-    pub participation_ratio: f64,
+    pub participation_ratio: Option<f64>,
     /// Exponent by which the eigenvalues fall (Agrawal et al., 2022); near 1 in good representations. `None` for features
-    /// with too few dimensions.
+    /// with too few dimensions, too.
     pub alpha_req: Option<f64>,
     /// LiDAR: the effective rank of what tells images apart beside what tells views apart (Thilak et al., 2024).
-    pub lidar: f64,
+    pub lidar: Option<f64>,
     /// Entropy of a normal distribution with the covariance of the features, which are scaled to a mean variance of 1, per
     /// dimension, in nats; at most `½ ln 2πe = 1.419`.
-    pub entropy: f64,
+    pub entropy: Option<f64>,
     /// What the dimensions tell twice: the sum of their entropies less that of all together, per dimension, in nats; 0 for
     /// dimensions that are not correlated.
-    pub redundancy: f64,
+    pub redundancy: Option<f64>,
     /// Information of two views of an image on each other in their first principal directions, if they were normally
     /// distributed, in nats.
-    pub view_information: f64,
+    pub view_information: Option<f64>,
 }
 
 impl Measures {
@@ -101,51 +102,60 @@ impl Measures {
         let h = features.to_dtype(DType::F64)?;
         let (n, q, d) = h.dims3()?;
         let rows = h.reshape((n * q, d))?;
+        let spectrum = covariance_spectrum(&rows)?;
         let view = |v: usize| h.narrow(1, v, 1)?.squeeze(1)?.contiguous();
         let pairs = |side: usize| {
             let views = (side..q).step_by(2).map(view).collect::<candle_core::Result<Vec<_>>>()?;
             Tensor::cat(&views, 0)
         };
         let (a, b) = (pairs(0)?, pairs(1)?);
-        let scalar = |tensor: Tensor| tensor.to_scalar::<f64>();
-        let spread = ssl_eval::covariance_spectrum(&rows)?;
-        let mean_variance = spread.iter().sum::<f64>() / d as f64;
+        let mean_variance = spectrum.iter().sum::<f64>() / d as f64;
         let scaled = (&rows / mean_variance.max(1e-24).sqrt())?;
-        let directions = DIRECTIONS.min(d).min((n / 8).max(1));
-        let along = principal_components(&Tensor::cat(&[&a, &b], 0)?, directions)?;
-        let (x, y) = (along.narrow(0, 0, n * q / 2)?, along.narrow(0, n * q / 2, n * q / 2)?);
+        let covariance = Covariance::of(&scaled, Shrinkage::LedoitWolf)?;
+        let each = |nats: ssl_eval::Result<f64>| nats.ok().map(|nats| nats / d as f64);
         Ok(Self {
-            alignment: scalar(alignment(&a, &b, 2.0)?)?,
-            uniformity: scalar(uniformity(&view(0)?, 2.0)?)?,
-            std: std_collapse(&rows)?,
-            rank_me: rank_me(&rows)?,
-            effective_rank: covariance_effective_rank(&rows)?,
-            participation_ratio: participation_ratio(&rows)?,
+            alignment: alignment(&a, &b, 2.0)?.to_scalar()?,
+            uniformity: uniformity(&view(0)?, 2.0)?.to_scalar()?,
+            std: std_collapse(&rows).ok(),
+            rank_me: rank_me(&rows).ok(),
+            effective_rank: covariance_effective_rank(&rows).ok(),
+            participation_ratio: participation_ratio(&rows).ok(),
             alpha_req: alpha_req(&rows).ok(),
-            lidar: lidar(&h)?,
-            entropy: gaussian_entropy(&scaled, Shrinkage::LedoitWolf)? / d as f64,
-            redundancy: total_correlation(&scaled, Shrinkage::LedoitWolf)? / d as f64,
-            view_information: gaussian_information(&x, &y, Shrinkage::LedoitWolf)?,
+            lidar: lidar(&h, &LidarConfig::default()).ok(),
+            entropy: each(covariance.entropy()),
+            redundancy: each(covariance.total_correlation()),
+            view_information: view_information(&a, &b, DIRECTIONS.min(d).min((n / 8).max(1)))?,
         })
     }
 
     /// As values of the log.
     pub fn values(&self) -> Vec<(&'static str, f64)> {
-        let mut values = vec![
-            ("alignment", self.alignment),
-            ("uniformity", self.uniformity),
+        let values = [
+            ("alignment", Some(self.alignment)),
+            ("uniformity", Some(self.uniformity)),
             ("std", self.std),
             ("rank_me", self.rank_me),
             ("effective_rank", self.effective_rank),
             ("participation_ratio", self.participation_ratio),
+            ("alpha_req", self.alpha_req),
             ("lidar", self.lidar),
             ("entropy", self.entropy),
             ("redundancy", self.redundancy),
             ("view_information", self.view_information),
         ];
-        values.extend(self.alpha_req.map(|alpha| ("alpha_req", alpha)));
         values
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.filter(|v| v.is_finite())?)))
+            .collect()
     }
+}
+
+/// The information of the rows of `a` and `b`, `(N, D)`, on each other in the first `directions` of both together.
+fn view_information(a: &Tensor, b: &Tensor, directions: usize) -> Result<Option<f64>> {
+    let n = a.dim(0)?;
+    let along = principal_components(&Tensor::cat(&[a, b], 0)?, directions)?;
+    let (x, y) = (along.narrow(0, 0, n)?, along.narrow(0, n, n)?);
+    Ok(GaussianInformation::between(&x, &y, Shrinkage::LedoitWolf).ok().map(|found| found.nats()))
 }
 
 /// The features `(n, q, D)` that [`MeasureConfig`] asks for.
@@ -204,12 +214,14 @@ mod tests {
     #[test]
     fn independent_dimensions_are_full_and_tell_what_they_share() {
         let found = Measures::of(&features(512, 4, 8, 0.8)).unwrap();
-        assert!(found.rank_me > 7.9 && found.effective_rank > 7.8 && found.lidar > 7.0, "{found:?}");
-        assert!((found.std - 1.0).abs() < 0.1 && found.uniformity < -2.0, "{found:?}");
+        let [rank, effective, lidar] = [found.rank_me, found.effective_rank, found.lidar].map(Option::unwrap);
+        assert!(rank > 7.9 && effective > 7.8 && lidar > 7.0, "{found:?}");
+        assert!((found.std.unwrap() - 1.0).abs() < 0.1 && found.uniformity < -2.0, "{found:?}");
         // Each dimension shares −½ ln(1 − 0.8²) nats.
         let truth = -4.0 * (1.0 - 0.64f64).ln();
-        assert!((found.view_information - truth).abs() < 0.1 * truth, "{found:?}, {truth}");
-        assert!((found.entropy - 1.4189).abs() < 0.01 && found.redundancy.abs() < 0.01, "{found:?}");
+        assert!((found.view_information.unwrap() - truth).abs() < 0.1 * truth, "{found:?}, {truth}");
+        let (entropy, redundancy) = (found.entropy.unwrap(), found.redundancy.unwrap());
+        assert!((entropy - 1.4189).abs() < 0.01 && redundancy.abs() < 0.01, "{found:?}");
         // E‖a − b‖² = 2 (1 − cos) with a cosine of about 0.8.
         assert!((found.alignment - 0.4).abs() < 0.05, "{found:?}");
     }
@@ -220,8 +232,19 @@ mod tests {
         let twice = Tensor::cat(&[&few, &(&few * 1.001).unwrap()], 2).unwrap();
         let noise = (features(512, 2, 8, 0.0) * 0.1).unwrap();
         let found = Measures::of(&(twice + noise).unwrap()).unwrap();
-        assert!(found.redundancy > 0.5 && found.entropy < 0.9 && found.rank_me < 5.5, "{found:?}");
-        assert!(found.view_information < 0.2, "{found:?}");
+        let [redundancy, entropy] = [found.redundancy, found.entropy].map(Option::unwrap);
+        assert!(redundancy > 0.5 && entropy < 0.9 && found.rank_me.unwrap() < 5.5, "{found:?}");
+        assert!(found.view_information.unwrap() < 0.2, "{found:?}");
+    }
+
+    #[test]
+    fn features_that_are_all_equal_are_measured_too() {
+        let equal = Tensor::ones((40, 4, 16), DType::F32, &Device::Cpu).unwrap();
+        let found = Measures::of(&equal).unwrap();
+        assert!(found.alignment.abs() < 1e-9 && found.uniformity.abs() < 1e-9, "{found:?}");
+        assert!(found.values().iter().all(|(_, value)| value.is_finite()), "{found:?}");
+        let nan = (equal * f64::NAN).unwrap();
+        assert!(Measures::of(&nan).unwrap_err().to_string().contains("expected a finite number"));
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! kNN, logistic regression, accuracies and measures of embeddings against lightly, scikit-learn and formulas.
 
 use anyhow::Result;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use ssl_vision::eval::{
-    Features, KnnConfig, LogisticRegression, LogisticRegressionConfig, PrincipalComponents, Shrinkage,
-    accuracy, covariance_effective_rank, effective_rank, gaussian_information, information_of_covariance,
-    knn_predict, participation_ratio, rank_me, singular_values, topk_accuracy,
+    Features, KnnConfig, LogisticRegression, LogisticRegressionConfig, accuracy, knn_predict, topk_accuracy,
 };
 use ssl_vision::losses::{alignment, uniformity};
 
@@ -25,12 +23,6 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
         topk(case, check)?;
     } else if name == "alignment_uniformity" {
         hypersphere(case, check)?;
-    } else if name == "rankme" {
-        ranks(case, check)?;
-    } else if name == "pca" {
-        pca(case, check)?;
-    } else if name == "gaussian_mi" {
-        gaussian(case, check)?;
     } else {
         return Ok(false);
     }
@@ -99,60 +91,6 @@ fn hypersphere(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
     }
     for t in case.params.get::<Vec<u32>>("ts")? {
         check.tensor(&format!("out.f64.uniform_t{t}"), &uniformity(&x, f64::from(t))?)?;
-    }
-    Ok(())
-}
-
-/// How many dimensions embeddings fill.
-fn ranks(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
-    for i in 0..case.params.get::<Vec<serde_json::Value>>("settings")?.len() {
-        let z = case.tensor(&format!("in.z{i}"))?;
-        let values = singular_values(&z)?;
-        check.values(&format!("out.f64.singular_values{i}"), &[values.len()], &values)?;
-        check.scalar(&format!("out.f64.rankme{i}"), rank_me(&z)?)?;
-        check.scalar(&format!("out.f64.effective_rank{i}"), effective_rank(&z)?)?;
-        check.scalar(&format!("out.f64.cov_effective_rank{i}"), covariance_effective_rank(&z)?)?;
-        check.scalar(&format!("out.f64.participation_ratio{i}"), participation_ratio(&z)?)?;
-    }
-    Ok(())
-}
-
-/// Components are compared with the sign of theirs.
-fn pca(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
-    let x = case.tensor("in.x")?;
-    let k: usize = case.params.get("n_components")?;
-    let (n, d) = x.dims2()?;
-    let pca = PrincipalComponents::fit(&x, k)?;
-    let (own, theirs) = (pca.components().to_vec2::<f64>()?, case.values("out.components")?);
-    let dot = |i: usize| own[i].iter().zip(&theirs[i * d..]).map(|(a, b)| a * b).sum::<f64>();
-    let signs: Vec<f64> = (0..k).map(|i| dot(i).signum()).collect();
-    let components: Vec<f64> = (0..k * d).map(|at| own[at / d][at % d] * signs[at / d]).collect();
-    check.values("out.components", &[k, d], &components)?;
-    check.values("out.mean", &[d], &pca.mean().flatten_all()?.to_vec1::<f64>()?)?;
-    check.values("out.explained_variance", &[k], pca.variances())?;
-    check.values("out.explained_variance_ratio", &[k], &pca.variance_shares())?;
-    let values: Vec<f64> = pca.variances().iter().map(|v| (v * (n as f64 - 1.0)).sqrt()).collect();
-    check.values("out.singular_values", &[k], &values)?;
-    let along = pca.project(&x)?.flatten_all()?.to_vec1::<f64>()?;
-    let along: Vec<f64> = along.iter().enumerate().map(|(at, value)| value * signs[at % k]).collect();
-    check.values("out.projected", &[n, k], &along)?;
-    let white: Vec<f64> =
-        along.iter().enumerate().map(|(at, value)| value / pca.variances()[at % k].sqrt()).collect();
-    check.values("out.projected_whitened", &[n, k], &white)
-}
-
-/// Of samples, and of the covariance that they were drawn from.
-fn gaussian(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
-    for i in 0..case.params.get::<Vec<serde_json::Value>>("settings")?.len() {
-        let (x, y) = (case.tensor(&format!("in.x{i}"))?, case.tensor(&format!("in.y{i}"))?);
-        check.scalar(&format!("out.f64.mi_sample{i}"), gaussian_information(&x, &y, Shrinkage::None)?)?;
-        let sigma = case.values(&format!("in.f64.true_cov{i}"))?;
-        check.scalar(&format!("out.f64.mi_analytic{i}"), information_of_covariance(&sigma, x.dim(1)?)?)?;
-        let both = Tensor::cat(&[&x, &y], 1)?.to_dtype(DType::F64)?;
-        let (n, d) = both.dims2()?;
-        let centred = both.broadcast_sub(&both.mean_keepdim(0)?)?;
-        let sample = (centred.t()?.matmul(&centred)? / (n as f64 - 1.0))?;
-        check.values(&format!("out.f64.sample_cov{i}"), &[d, d], &sample.flatten_all()?.to_vec1::<f64>()?)?;
     }
     Ok(())
 }
