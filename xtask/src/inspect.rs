@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor};
 use clap::Args;
 use ssl_vision::augment::{Normalize, ResizeCenterCrop};
 use ssl_vision::backbones::{BackboneConfig, Vit, load_encoder};
-use ssl_vision::data::Dataset;
+use ssl_vision::data::{Dataset, Tolerant};
 use ssl_vision::eval::principal_components;
 use ssl_vision::methods::{Batch, Method, StepContext};
 use ssl_vision::nn::Params;
@@ -65,12 +65,37 @@ struct Trained {
 }
 
 /// Images as tensors and as colours.
-struct Shown {
+pub(crate) struct Shown {
     /// `(B, 3, S, S)`, normalised.
-    x: Tensor,
-    size: usize,
+    pub(crate) x: Tensor,
+    pub(crate) size: usize,
     /// Of each image, row by row.
-    pixels: Vec<Vec<[u8; 3]>>,
+    pub(crate) pixels: Vec<Vec<[u8; 3]>>,
+    /// What each shows, where that is known.
+    pub(crate) labels: Vec<Option<u32>>,
+}
+
+impl Shown {
+    /// The images `index` of `set`, resized and cropped to `size` pixels.
+    pub(crate) fn load(
+        set: &Tolerant,
+        index: &[usize],
+        size: usize,
+        normalize: &Normalize,
+    ) -> anyhow::Result<Self> {
+        let n = index.len();
+        let transform = ResizeCenterCrop::evaluation(size)?;
+        let mut values = vec![0f32; n * 3 * size * size];
+        let (mut pixels, mut labels) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        for (index, out) in index.iter().zip(values.chunks_exact_mut(3 * size * size)) {
+            let sample = set.get(*index)?;
+            let image = transform.crop(&sample.image);
+            normalize.write_chw(&image, out)?;
+            pixels.push(image.pixels().to_vec());
+            labels.push(sample.label);
+        }
+        Ok(Self { x: Tensor::from_vec(values, (n, 3, size, size), &Device::Cpu)?, size, pixels, labels })
+    }
 }
 
 impl Inspect {
@@ -91,29 +116,39 @@ impl Inspect {
         let shown = self.load(&trained, size)?;
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot create {}", self.out.display()))?;
-        attention(&trained.vit, &shown, &self.out.join("attention.png"))?;
-        features(&trained.vit, &shown, &self.out.join("features.png"))?;
+        self.save(
+            "attention.png",
+            &attention(&trained.vit, &shown)?,
+            "where each head of the last block looks",
+        )?;
+        let what = "the first three principal components of the patches";
+        self.save("features.png", &features(&trained.vit, &shown)?, what)?;
         if size == trained.size
             && let Some(method) = &trained.method
+            && let Some(tiles) = reconstruction(&**method, &trained.normalize, &shown)?
         {
-            reconstruction(&**method, &trained, &shown, &self.out.join("reconstruction.png"))?;
+            self.save(
+                "reconstruction.png",
+                &tiles,
+                "the image, its visible patches, and what completes them",
+            )?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn save(&self, name: &str, tiles: &Tiles, what: &str) -> anyhow::Result<()> {
+        let path = self.out.join(name);
+        tiles.save(&path)?;
+        println!("{}: {what}", path.display());
+        Ok(())
     }
 
     fn load(&self, trained: &Trained, size: usize) -> anyhow::Result<Shown> {
         let path = self.data.clone().unwrap_or_else(|| trained.data.path.clone());
         let images = open_images(&trained.data, None, &data_path(&path))?;
         let set = images.test.as_ref().unwrap_or(&images.train);
-        let n = self.images.min(set.len());
-        let transform = ResizeCenterCrop::evaluation(size)?;
-        let (mut values, mut pixels) = (vec![0f32; n * 3 * size * size], Vec::with_capacity(n));
-        for (index, out) in values.chunks_exact_mut(3 * size * size).enumerate() {
-            let image = transform.crop(&set.get(index)?.image);
-            trained.normalize.write_chw(&image, out)?;
-            pixels.push(image.pixels().to_vec());
-        }
-        Ok(Shown { x: Tensor::from_vec(values, (n, 3, size, size), &Device::Cpu)?, size, pixels })
+        let first: Vec<usize> = (0..self.images.min(set.len())).collect();
+        Shown::load(set, &first, size, &trained.normalize)
     }
 }
 
@@ -144,7 +179,8 @@ fn of_weights(path: &Path) -> anyhow::Result<Trained> {
     Ok(Trained { vit, method: None, size: encoder.info.input_size, normalize, data: DataConfig::default() })
 }
 
-fn transformer(
+/// The network with the weights `tensors`, if it is a vision transformer.
+pub(crate) fn transformer(
     backbone: &BackboneConfig,
     tensors: impl Iterator<Item = (String, Tensor)>,
 ) -> anyhow::Result<Vit> {
@@ -156,7 +192,7 @@ fn transformer(
 }
 
 /// Where the class token, or without one the mean patch, looks in the last block, head by head.
-fn attention(vit: &Vit, shown: &Shown, path: &Path) -> anyhow::Result<()> {
+pub(crate) fn attention(vit: &Vit, shown: &Shown) -> anyhow::Result<Tiles> {
     let (grid, prefix) = (shown.size / vit.config().patch_size, vit.config().prefix_tokens());
     let map = vit.last_attention(&shown.x)?; // (B, heads, M, M)
     let looks = match vit.config().options.class_token {
@@ -173,13 +209,11 @@ fn attention(vit: &Vit, shown: &Shown, path: &Path) -> anyhow::Result<()> {
             tiles.put((row, head + 1), shown.size, |x, y| heat(looks[place(shown.size, grid, x, y)] / most));
         }
     }
-    tiles.save(path)?;
-    println!("{}: {heads} heads of the last block", path.display());
-    Ok(())
+    Ok(tiles)
 }
 
 /// The patches in the colours of their three principal components.
-fn features(vit: &Vit, shown: &Shown, path: &Path) -> anyhow::Result<()> {
+pub(crate) fn features(vit: &Vit, shown: &Shown) -> anyhow::Result<Tiles> {
     let grid = shown.size / vit.config().patch_size;
     let patches = vit.split(&vit.forward_features(&shown.x)?)?.patches.detach(); // (B, N, d)
     let n = patches.dim(D::Minus2)?;
@@ -204,20 +238,22 @@ fn features(vit: &Vit, shown: &Shown, path: &Path) -> anyhow::Result<()> {
         let own = &along[row * n..(row + 1) * n];
         tiles.put((row, 1), shown.size, |x, y| colour(&own[place(shown.size, grid, x, y)]));
     }
-    tiles.save(path)?;
-    println!("{}: the first three principal components of {} patches", path.display(), along.len());
-    Ok(())
+    Ok(tiles)
 }
 
-/// The image, its visible patches, and the image with the hidden ones predicted.
-fn reconstruction(method: &dyn Method, trained: &Trained, shown: &Shown, path: &Path) -> anyhow::Result<()> {
+/// The image, its visible patches, and the image with the hidden ones predicted; `None` of a method that predicts no pixels.
+pub(crate) fn reconstruction(
+    method: &dyn Method,
+    normalize: &Normalize,
+    shown: &Shown,
+) -> anyhow::Result<Option<Tiles>> {
     let batch = Batch { views: vec![shown.x.clone()], index: (0..shown.pixels.len()).collect(), text: None };
     let context = StepContext { step: 0, total_steps: 1, steps_per_epoch: 1, part: 0, seed: 0 };
-    let Some(found) = method.reconstruct(&batch, &context)? else { return Ok(()) };
-    let grid = shown.size / trained.vit.config().patch_size;
+    let Some(found) = method.reconstruct(&batch, &context)? else { return Ok(None) };
+    let grid = found.mask.dim(1)?.isqrt();
     let mut tiles = Tiles::new(shown.pixels.len(), 3, shown.size);
     for (row, pixels) in shown.pixels.iter().enumerate() {
-        let completed = to_pixels(&trained.normalize, &found.images.get(row)?)?;
+        let completed = to_pixels(normalize, &found.images.get(row)?)?;
         let hidden = found.mask.get(row)?.to_vec1::<u8>()?;
         tiles.put((row, 0), shown.size, |x, y| pixels[y * shown.size + x]);
         tiles.put((row, 1), shown.size, |x, y| match hidden[place(shown.size, grid, x, y)] {
@@ -226,9 +262,7 @@ fn reconstruction(method: &dyn Method, trained: &Trained, shown: &Shown, path: &
         });
         tiles.put((row, 2), shown.size, |x, y| completed[y * shown.size + x]);
     }
-    tiles.save(path)?;
-    println!("{}: the image, its visible patches, and what completes them", path.display());
-    Ok(())
+    Ok(Some(tiles))
 }
 
 /// The patch that a pixel of an image of `size` lies in, of `grid` by `grid`.

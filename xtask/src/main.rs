@@ -15,6 +15,7 @@ mod parity;
 mod picture;
 mod pretrain;
 mod progress;
+mod report;
 mod reproduce;
 mod sanitize;
 mod table;
@@ -45,6 +46,7 @@ enum Command {
     Views(views::Views),
     Inspect(inspect::Inspect),
     Eval(eval::Eval),
+    Report(report::Report),
     Export(weights::Export),
     Import(weights::Import),
     /// Compare losses, networks, optimisers, augmentations and evaluations with reference values.
@@ -95,6 +97,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Views(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Eval(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Import(command) => command.run(),
         Command::Parity { golden, json } => {

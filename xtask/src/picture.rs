@@ -1,11 +1,12 @@
 //! A picture of square tiles in rows and columns.
 
+use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::Context;
 use candle_core::{DType, Tensor};
 use image::imageops::{FilterType, resize};
-use image::{Rgb, RgbImage};
+use image::{ImageFormat, Rgb, RgbImage};
 use ssl_vision::augment::Normalize;
 
 /// Pixels between the tiles.
@@ -43,10 +44,20 @@ impl Tiles {
 
     /// Writes the picture, with small tiles enlarged without smoothing, so that their pixels can be seen.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
+        self.enlarged().save(path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The same as the bytes of a PNG file.
+    pub(crate) fn png(&self) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Cursor::new(Vec::new());
+        self.enlarged().write_to(&mut bytes, ImageFormat::Png)?;
+        Ok(bytes.into_inner())
+    }
+
+    fn enlarged(&self) -> RgbImage {
         let scale = (LEGIBLE / self.tile).max(1) as u32;
         let (width, height) = (scale * self.picture.width(), scale * self.picture.height());
-        let enlarged = resize(&self.picture, width, height, FilterType::Nearest);
-        enlarged.save(path).with_context(|| format!("cannot write {}", path.display()))
+        resize(&self.picture, width, height, FilterType::Nearest)
     }
 }
 

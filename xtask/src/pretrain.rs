@@ -17,6 +17,7 @@ use ssl_vision::train::{Observer, OptimizerConfig, Outcome, Recipe, ScheduleConf
 
 use crate::choice::Choice;
 use crate::progress::Progress;
+use crate::report::{self, Events};
 use crate::{data_path, project_root, table, use_threads};
 
 /// Train an encoder on images without labels, then evaluate and export it.
@@ -43,7 +44,7 @@ pub(crate) struct Pretrain {
     /// Go on with the run in DIR (or in --out) from its newest intact checkpoint.
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "")]
     resume: Option<PathBuf>,
-    /// Train only; write no result.json.
+    /// Train only; write no result.json and no report.html.
     #[arg(long)]
     no_eval: bool,
     /// Print the recipe with every key and its value, and end.
@@ -70,6 +71,7 @@ impl Pretrain {
         let stop = stop_on_signals()?;
         let mut observers: Vec<Box<dyn Observer>> = vec![Box::new(Progress::new())];
         let mut session = self.session(&mut observers)?;
+        observers.push(Box::new(Events::new(session.folder().path())));
         introduce(&session);
         if let Outcome::Interrupted { step } = session.train(&mut observers, &stop)? {
             drop(observers);
@@ -81,6 +83,12 @@ impl Pretrain {
         // All is saved: from here on a signal may end the program at once.
         stop.store(true, Ordering::Relaxed);
         self.finish(&session)?;
+        if !self.no_eval {
+            let folder = session.folder().path().to_owned();
+            // The page opens the run by itself.
+            drop(session);
+            println!("report   {}", report::write_page(&folder)?.display());
+        }
         Ok(ExitCode::SUCCESS)
     }
 

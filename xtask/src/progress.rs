@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ssl_vision::train::{Control, Observer, StepReport};
+use ssl_vision::train::{Control, MeasureReport, Observer, StepReport};
 
 /// Time between lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(15);
@@ -88,6 +88,25 @@ impl Observer for Progress {
             );
         }
         Control::Continue
+    }
+
+    fn on_measure(&mut self, report: &MeasureReport<'_>) {
+        let value = |name: &str| report.values.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
+        let mut line = format!("after epoch {:.0}:", report.epoch);
+        for (name, value, scale, unit) in [
+            ("kNN", value("knn"), 100.0, " %"),
+            ("linear probe", value("linear"), 100.0, " %"),
+            ("RankMe", value("rank_me"), 1.0, ""),
+            ("LiDAR", value("lidar"), 1.0, ""),
+        ] {
+            if let Some(value) = value {
+                line += &format!("  {name} {:.1}{unit}", scale * value);
+            }
+        }
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
     }
 
     fn on_notice(&mut self, notice: &str) {

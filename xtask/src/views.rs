@@ -66,25 +66,36 @@ impl Views {
             "--images = {} is not in 1..={most}, the images of a batch",
             self.images
         );
-        let mut loader = Loader::new(recipe, images.train.clone(), 0..1, threads, &Device::Cpu)?;
-        let batch = loader.next_batch().context("the recipe has no steps")??;
-        let originals = ResizeCenterCrop::evaluation(recipe.augment.size)?;
-        let sizes = recipe.view_sizes()?;
-        let tile = recipe.augment.size.max(sizes.iter().copied().max().unwrap_or(0));
-        let mut tiles = Tiles::new(self.images, 1 + sizes.len(), tile);
-        for (row, index) in batch.index.iter().take(self.images).enumerate() {
-            let own = originals.crop(&images.train.get(*index)?.image);
-            tiles.put((row, 0), own.width(), |x, y| own.pixels()[y * own.width() + x]);
-            for (column, view) in batch.views.iter().enumerate() {
-                let size = sizes[column];
-                let pixels = to_pixels(&recipe.augment.normalize()?, &view.get(row)?)?;
-                tiles.put((row, column + 1), size, |x, y| pixels[y * size + x]);
-            }
-        }
-        tiles.save(&self.out)?;
-        println!("{}: {} images, each with {} views", self.out.display(), self.images, sizes.len());
+        picture(recipe, images, self.images, threads)?.save(&self.out)?;
+        let views = recipe.view_sizes()?.len();
+        println!("{}: {} images, each with {views} views", self.out.display(), self.images);
         Ok(())
     }
+}
+
+/// Images of the first step, a row each, beside their views.
+pub(crate) fn picture(
+    recipe: &Recipe,
+    images: &Images,
+    rows: usize,
+    threads: usize,
+) -> anyhow::Result<Tiles> {
+    let mut loader = Loader::new(recipe, images.train.clone(), 0..1, threads, &Device::Cpu)?;
+    let batch = loader.next_batch().context("the recipe has no steps")??;
+    let originals = ResizeCenterCrop::evaluation(recipe.augment.size)?;
+    let sizes = recipe.view_sizes()?;
+    let tile = recipe.augment.size.max(sizes.iter().copied().max().unwrap_or(0));
+    let mut tiles = Tiles::new(rows.min(batch.index.len()), 1 + sizes.len(), tile);
+    for (row, index) in batch.index.iter().take(rows).enumerate() {
+        let own = originals.crop(&images.train.get(*index)?.image);
+        tiles.put((row, 0), own.width(), |x, y| own.pixels()[y * own.width() + x]);
+        for (column, view) in batch.views.iter().enumerate() {
+            let size = sizes[column];
+            let pixels = to_pixels(&recipe.augment.normalize()?, &view.get(row)?)?;
+            tiles.put((row, column + 1), size, |x, y| pixels[y * size + x]);
+        }
+    }
+    Ok(tiles)
 }
 
 fn write_tensors(recipe: &Recipe, images: &Images, folder: &Path, threads: usize) -> anyhow::Result<()> {

@@ -1,0 +1,170 @@
+//! What a network saw and what it makes of images: the sections of a page for which it has to look.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use ssl_vision::backbones::Backbone;
+use ssl_vision::data::{Dataset, Tolerant};
+use ssl_vision::eval::principal_components;
+use ssl_vision::methods::Method;
+use ssl_vision::nn::Params;
+use ssl_vision::report::{Block, Chart, Class, Gallery, Picture, Png, ScatterChart, Section};
+use ssl_vision::train::{Checkpoint, Images, Recipe, RunFolder, open_images};
+
+use crate::data_path;
+use crate::inspect::{self, Shown};
+use crate::picture::Tiles;
+use crate::views;
+
+/// Images of which views and pictures are shown.
+const IMAGES: usize = 6;
+
+/// Images among which neighbours are looked for, those that are asked about, and their neighbours.
+const BANK: usize = 2000;
+const QUERIES: usize = 8;
+const NEIGHBOURS: usize = 7;
+
+/// Images on the map.
+const ON_MAP: usize = 1000;
+
+/// Images of one forward pass.
+const BATCH: usize = 128;
+
+/// A trained method with its images.
+struct Trained {
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    method: Box<dyn Method>,
+    images: Images,
+}
+
+/// The sections of the run in `folder`; none if it has no checkpoint yet or another process uses it.
+pub(super) fn of(folder: &Path) -> anyhow::Result<Vec<Section>> {
+    let Ok((run, _)) = RunFolder::open(folder) else { return Ok(Vec::new()) };
+    let Some((_, checkpoint)) = run.latest(&Device::Cpu, |notice| eprintln!("{notice}"))? else {
+        return Ok(Vec::new());
+    };
+    let recipe = checkpoint.recipe.clone();
+    let images = open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))?;
+    let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
+    let method = recipe.method.build(&recipe.backbone, &params, images.train.len())?;
+    params.load(&checkpoint.params)?;
+    let trained = Trained { recipe, checkpoint, method, images };
+    let mut saw = vec![picture(
+        &views::picture(&trained.recipe, &trained.images, IMAGES, 1)?,
+        "An image a row: as it is, then its views.",
+    )?];
+    saw.extend(tokens(&trained)?);
+    let saw = Gallery { caption: String::new(), images: saw };
+    let mut sections = vec![Section::new("pictures", "What the network saw", vec![Block::Gallery(saw)])];
+    let (neighbours, map) = (neighbours(&trained)?, map(&trained)?);
+    sections.push(Section {
+        intro: format!(
+            "At the left an image that the network was not trained on, then the {NEIGHBOURS} images with the most similar \
+             features of {} that it was trained on.",
+            BANK.min(trained.images.train.len())
+        ),
+        ..Section::new("neighbours", "Nearest neighbours", vec![Block::Gallery(neighbours)])
+    });
+    sections.push(Section::new("map", "Map of the features", vec![Block::Charts(vec![map])]));
+    Ok(sections)
+}
+
+/// What a vision transformer looks at, and what it completes.
+fn tokens(trained: &Trained) -> anyhow::Result<Vec<Picture>> {
+    let Trained { recipe, checkpoint, method, images } = trained;
+    let normalize = recipe.augment.normalize()?;
+    let set = held_out(images);
+    let first: Vec<usize> = (0..IMAGES.min(set.len())).collect();
+    let shown = Shown::load(set, &first, recipe.augment.size, &normalize)?;
+    let mut pictures = Vec::new();
+    if recipe.backbone.vision_transformer().is_ok() {
+        let prefix = recipe.method.encoder_prefix();
+        let own = checkpoint.params.iter();
+        let own = own.filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())));
+        let vit = inspect::transformer(&recipe.backbone, own)?;
+        let caption = "Where each head of the last block looks.";
+        pictures.push(picture(&inspect::attention(&vit, &shown)?, caption)?);
+        let caption = "Patches in the colours of their first three principal components.";
+        pictures.push(picture(&inspect::features(&vit, &shown)?, caption)?);
+    }
+    if let Some(tiles) = inspect::reconstruction(&**method, &normalize, &shown)? {
+        pictures.push(picture(&tiles, "The image, what the network sees of it, and how it completes it.")?);
+    }
+    Ok(pictures)
+}
+
+fn neighbours(trained: &Trained) -> anyhow::Result<Gallery> {
+    let Trained { recipe, method, images, .. } = trained;
+    let (size, normalize) = (recipe.augment.size, recipe.augment.normalize()?);
+    let spread = |set: &Tolerant, n: usize| -> Vec<usize> {
+        let n = n.min(set.len());
+        (0..n).map(|i| i * set.len() / n).collect()
+    };
+    let set = held_out(images);
+    let queries = Shown::load(set, &spread(set, QUERIES), size, &normalize)?;
+    let bank = Shown::load(&images.train, &spread(&images.train, BANK), size, &normalize)?;
+    let unit = |shown: &Shown| -> anyhow::Result<Tensor> {
+        let h = features(method.encoder(), &shown.x)?;
+        Ok(h.broadcast_div(&(h.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?)?)
+    };
+    let cosines = unit(&queries)?.matmul(&unit(&bank)?.t()?)?.to_vec2::<f64>()?;
+    let mut tiles = Tiles::new(queries.pixels.len(), 1 + NEIGHBOURS, size);
+    for (row, (own, cosines)) in queries.pixels.iter().zip(&cosines).enumerate() {
+        tiles.put((row, 0), size, |x, y| own[y * size + x]);
+        let mut order: Vec<usize> = (0..cosines.len()).collect();
+        order.sort_by(|a, b| cosines[*b].total_cmp(&cosines[*a]));
+        // Without a test split an image would find itself.
+        let others = order.into_iter().filter(|other| bank.pixels[*other] != *own);
+        for (column, other) in others.take(NEIGHBOURS).enumerate() {
+            tiles.put((row, column + 1), size, |x, y| bank.pixels[other][y * size + x]);
+        }
+    }
+    Ok(Gallery { caption: String::new(), images: vec![picture(&tiles, "Most similar first.")?] })
+}
+
+/// The first two principal components of test images, in the colours of their classes.
+fn map(trained: &Trained) -> anyhow::Result<Chart> {
+    let Trained { recipe, method, images, .. } = trained;
+    let set = held_out(images);
+    let n = ON_MAP.min(set.len());
+    let index: Vec<usize> = (0..n).map(|i| i * set.len() / n).collect();
+    let shown = Shown::load(set, &index, recipe.augment.size, &recipe.augment.normalize()?)?;
+    let along = principal_components(&features(method.encoder(), &shown.x)?, 2)?.to_vec2::<f64>()?;
+    let names = images.class_names();
+    let of_class = |label: Option<u32>| {
+        let points = along.iter().zip(&shown.labels).filter(|(_, own)| **own == label);
+        points.map(|(row, _)| [row[0], row[1]]).collect::<Vec<_>>()
+    };
+    let mut labels = shown.labels.clone();
+    labels.sort_unstable();
+    labels.dedup();
+    let classes = labels.iter().map(|label| {
+        let name = label.and_then(|label| names.get(label as usize)).map_or("images", String::as_str);
+        Class::new(name, of_class(*label))
+    });
+    Ok(Chart::from(ScatterChart {
+        title: "Principal components of the features".into(),
+        caption: format!("{n} test images along the two directions in which their features differ most."),
+        classes: classes.collect(),
+        ..ScatterChart::default()
+    }))
+}
+
+fn held_out(images: &Images) -> &Tolerant {
+    images.test.as_deref().unwrap_or(&images.train)
+}
+
+/// Embeddings `(N, D)` in `f64`.
+fn features(encoder: &dyn Backbone, x: &Tensor) -> anyhow::Result<Tensor> {
+    let n = x.dim(0)?;
+    let parts = (0..n).step_by(BATCH).map(|start| {
+        let h = encoder.forward_t(&x.narrow(0, start, BATCH.min(n - start))?, false)?;
+        h.detach().to_dtype(DType::F64)
+    });
+    Ok(Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+}
+
+fn picture(tiles: &Tiles, caption: &str) -> anyhow::Result<Picture> {
+    Ok(Picture { png: Png::new(tiles.png()?)?, caption: caption.to_owned() })
+}
