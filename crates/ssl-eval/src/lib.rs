@@ -17,17 +17,23 @@
 //! ```
 
 mod accuracy;
+mod assignment;
+mod bootstrap;
 mod cholesky;
+mod clustering;
 mod covariance;
+mod draw;
 mod error;
 mod extract;
 mod features;
 mod gaussian;
+mod k_means;
 mod knn;
 mod lbfgs;
 mod lidar;
 mod linear_probe;
 mod logistic_regression;
+mod low_shot;
 mod objective;
 mod precondition;
 mod principal;
@@ -39,15 +45,21 @@ mod symmetric;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
+pub use crate::bootstrap::{BootstrapConfig, ConfidenceInterval, accuracy_interval};
+pub use crate::clustering::{
+    adjusted_rand_index, clustering_accuracy, normalized_mutual_information, purity,
+};
 pub use crate::covariance::{Covariance, Shrinkage};
 pub use crate::error::{Error, Result};
 pub use crate::extract::{extract, raw_pixels};
 pub use crate::features::Features;
 pub use crate::gaussian::GaussianInformation;
+pub use crate::k_means::{KMeans, KMeansConfig, k_means};
 pub use crate::knn::{KnnConfig, KnnPrediction, knn_accuracy, knn_predict};
 pub use crate::lidar::{LidarConfig, lidar};
 pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe};
 pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
+pub use crate::low_shot::{LowShot, low_shot};
 pub use crate::principal::{PrincipalComponents, principal_components};
 pub use crate::spectrum::{
     alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
