@@ -37,11 +37,13 @@ mod low_shot;
 mod objective;
 mod precondition;
 mod principal;
+mod retrieval;
 mod rows;
 mod spectrum;
 mod split;
 mod standardize;
 mod symmetric;
+mod t_sne;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
@@ -61,10 +63,12 @@ pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe
 pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
 pub use crate::low_shot::{LowShot, low_shot};
 pub use crate::principal::{PrincipalComponents, principal_components};
+pub use crate::retrieval::{Queries, mean_average_precision, mean_average_precision_at, recall_at};
 pub use crate::spectrum::{
     alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
     singular_values, std_collapse,
 };
+pub use crate::t_sne::{TSne, TSneConfig, t_sne};
 pub use crate::zero_shot::zero_shot_accuracy;
 
 #[doc = include_str!("../README.md")]

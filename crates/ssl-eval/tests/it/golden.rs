@@ -4,8 +4,8 @@
 use candle_core::{DType, Device, Tensor};
 use ssl_eval::{
     Covariance, Features, GaussianInformation, KnnConfig, LogisticRegression, LogisticRegressionConfig,
-    PrincipalComponents, Shrinkage, accuracy, adjusted_rand_index, clustering_accuracy, knn_accuracy,
-    knn_predict, normalized_mutual_information, purity, topk_accuracy,
+    PrincipalComponents, Queries, Shrinkage, accuracy, adjusted_rand_index, clustering_accuracy,
+    knn_accuracy, knn_predict, mean_average_precision, normalized_mutual_information, purity, topk_accuracy,
 };
 
 #[test]
@@ -52,6 +52,13 @@ fn agreement_of_clusters_is_that_of_scikit_learn() {
             assert_close(&[value.unwrap()], &case.values(&format!("out.f64.{name}{i}")), 1e-9, 1e-12);
         }
     }
+}
+
+#[test]
+fn average_precision_is_that_of_scikit_learn() {
+    let case = Case::load("average_precision");
+    let found = mean_average_precision(&case.features("rows"), Queries::LeaveOneOut).unwrap();
+    assert_close(&[found], &case.values("out.f64.mean_average_precision"), 1e-9, 0.0);
 }
 
 #[test]

@@ -16,8 +16,12 @@ mod lidar;
 /// What holds of the linear probe and of logistic regression for any features.
 mod linear_probe;
 
+/// What holds of retrieval for any features.
+mod retrieval;
 /// What holds of spectra for any embeddings.
 mod spectrum;
+/// What holds of pictures by t-SNE.
+mod t_sne;
 
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
