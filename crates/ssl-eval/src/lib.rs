@@ -1,9 +1,9 @@
 //! How good frozen features are: weighted kNN, linear probe, and the raw-pixel baseline; and for encoders of images and
-//! texts, zero-shot classification.
+//! texts, zero-shot classification. And what embeddings are like without labels: their rank, their information, clusters.
 //!
 //! [`extract`] runs a backbone in eval mode over batches and caches its embeddings as [`Features`]; everything else
-//! works on those. All results are the same for every number of threads, and nothing here draws a random number.
-//! Accuracies are fractions in `[0, 1]`.
+//! works on those, or on rows `(N, D)` in a tensor. All results are the same for every number of threads, and random
+//! numbers come from a generator that the caller passes in. Accuracies are fractions in `[0, 1]`.
 //!
 //! ```
 //! use ssl_eval::{Features, KnnConfig, LinearProbeConfig, knn_accuracy, linear_probe};

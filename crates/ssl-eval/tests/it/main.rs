@@ -3,6 +3,8 @@
 // clippy.toml allows this in test functions; here it is for the functions they share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// What holds of clusters for any features.
+mod clustering;
 /// Features from a backbone and from pixels.
 mod extract;
 /// What holds of Gaussian measures of information.
