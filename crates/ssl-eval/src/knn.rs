@@ -117,13 +117,13 @@ pub fn knn_accuracy(
 
 /// A row of the bank, with its similarity to a query as the matrix multiplication has it.
 #[derive(Clone, Copy, Debug)]
-struct Candidate {
-    similarity: f32,
-    row: usize,
+pub(crate) struct Candidate {
+    pub(crate) similarity: f32,
+    pub(crate) row: usize,
 }
 
 impl Candidate {
-    fn nearest_first(&self, other: &Self) -> Ordering {
+    pub(crate) fn nearest_first(&self, other: &Self) -> Ordering {
         other.similarity.total_cmp(&self.similarity).then(self.row.cmp(&other.row))
     }
 }
@@ -179,7 +179,7 @@ impl TopK {
 }
 
 /// The `k` nearest bank rows of each query, nearest first.
-fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<usize>>> {
+pub(crate) fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<usize>>> {
     let tile = |first| unit_rows(queries, first, QUERY_TILE);
     let query_tiles = (0..queries.rows()).step_by(QUERY_TILE).map(tile).collect::<Result<Vec<_>>>()?;
     let mut best = vec![TopK::new(k); queries.rows()];
@@ -198,7 +198,7 @@ fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<usiz
 }
 
 /// Up to `count` rows from the row `first` on as a tensor `(rows, D)` of rows of length 1; a row of zeros stays one.
-fn unit_rows(features: &Features, first: usize, count: usize) -> Result<Tensor> {
+pub(crate) fn unit_rows(features: &Features, first: usize, count: usize) -> Result<Tensor> {
     let (dim, rows) = (features.dim(), count.min(features.rows() - first));
     let mut data = features.data()[first * dim..(first + rows) * dim].to_vec();
     data.par_chunks_exact_mut(dim).for_each(|row| {

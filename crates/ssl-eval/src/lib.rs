@@ -1,9 +1,9 @@
 //! How good frozen features are: weighted kNN, linear probe, and the raw-pixel baseline; and for encoders of images and
-//! texts, zero-shot classification.
+//! texts, zero-shot classification. And what embeddings are like without labels: their rank, their information, clusters.
 //!
 //! [`extract`] runs a backbone in eval mode over batches and caches its embeddings as [`Features`]; everything else
-//! works on those. All results are the same for every number of threads, and nothing here draws a random number.
-//! Accuracies are fractions in `[0, 1]`.
+//! works on those, or on rows `(N, D)` in a tensor. All results are the same for every number of threads, and random
+//! numbers come from a generator that the caller passes in. Accuracies are fractions in `[0, 1]`.
 //!
 //! ```
 //! use ssl_eval::{Features, KnnConfig, LinearProbeConfig, knn_accuracy, linear_probe};
@@ -17,42 +17,58 @@
 //! ```
 
 mod accuracy;
+mod assignment;
+mod bootstrap;
 mod cholesky;
+mod clustering;
 mod covariance;
+mod draw;
 mod error;
 mod extract;
 mod features;
 mod gaussian;
+mod k_means;
 mod knn;
 mod lbfgs;
 mod lidar;
 mod linear_probe;
 mod logistic_regression;
+mod low_shot;
 mod objective;
 mod precondition;
 mod principal;
+mod retrieval;
 mod rows;
 mod spectrum;
 mod split;
 mod standardize;
 mod symmetric;
+mod t_sne;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
+pub use crate::bootstrap::{BootstrapConfig, ConfidenceInterval, accuracy_interval};
+pub use crate::clustering::{
+    adjusted_rand_index, clustering_accuracy, normalized_mutual_information, purity,
+};
 pub use crate::covariance::{Covariance, Shrinkage};
 pub use crate::error::{Error, Result};
 pub use crate::extract::{extract, raw_pixels};
 pub use crate::features::Features;
 pub use crate::gaussian::GaussianInformation;
+pub use crate::k_means::{KMeans, KMeansConfig, k_means};
 pub use crate::knn::{KnnConfig, KnnPrediction, knn_accuracy, knn_predict};
 pub use crate::lidar::{LidarConfig, lidar};
 pub use crate::linear_probe::{LinearProbeConfig, LinearProbeResult, linear_probe};
 pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfig};
+pub use crate::low_shot::{LowShot, low_shot};
 pub use crate::principal::{PrincipalComponents, principal_components};
+pub use crate::retrieval::{Queries, mean_average_precision, mean_average_precision_at, recall_at};
 pub use crate::spectrum::{
     alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
     singular_values, std_collapse,
 };
+pub use crate::t_sne::{TSne, TSneConfig, t_sne};
 pub use crate::zero_shot::zero_shot_accuracy;
 
 #[doc = include_str!("../README.md")]

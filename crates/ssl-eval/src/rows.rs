@@ -84,6 +84,10 @@ impl Rows {
         self
     }
 
+    pub(crate) fn par_rows(&self) -> impl IndexedParallelIterator<Item = &[f64]> {
+        self.values.par_chunks_exact(self.dim)
+    }
+
     pub(crate) fn par_rows_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [f64]> {
         self.values.par_chunks_exact_mut(self.dim)
     }
@@ -154,6 +158,15 @@ impl Rows {
         let x = self.tensor()?;
         Ok(Gram { values: flat(&x.matmul(&x.t()?)?)?, size: self.count() })
     }
+}
+
+/// `‖a − b‖²`, in eight running sums, which the compiler keeps in vector registers.
+pub(crate) fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += (a - b) * (a - b));
+    }
+    sums.iter().sum()
 }
 
 /// All values of a tensor in `f64`, row-major.

@@ -1,9 +1,13 @@
 //! kNN, logistic regression, accuracies and measures of embeddings against lightly, scikit-learn and formulas.
 
 use anyhow::Result;
-use candle_core::DType;
+use candle_core::{DType, Tensor};
+use serde_json::Value;
 use ssl_vision::eval::{
-    Features, KnnConfig, LogisticRegression, LogisticRegressionConfig, accuracy, knn_predict, topk_accuracy,
+    Covariance, Features, GaussianInformation, KnnConfig, LogisticRegression, LogisticRegressionConfig,
+    PrincipalComponents, Queries, Shrinkage, accuracy, adjusted_rand_index, clustering_accuracy,
+    covariance_effective_rank, effective_rank, knn_predict, mean_average_precision,
+    normalized_mutual_information, participation_ratio, purity, rank_me, singular_values, topk_accuracy,
 };
 use ssl_vision::losses::{alignment, uniformity};
 
@@ -23,6 +27,20 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
         topk(case, check)?;
     } else if name == "alignment_uniformity" {
         hypersphere(case, check)?;
+    } else if name == "rankme" {
+        ranks(case, check)?;
+    } else if name == "gaussian_mi" {
+        information(case, check)?;
+    } else if name == "pca" {
+        components(case, check)?;
+    } else if name == "ledoit_wolf" {
+        shrinkage(case, check)?;
+    } else if name == "clustering" {
+        clustering(case, check)?;
+    } else if name == "average_precision" {
+        let gallery = features(case, "rows")?;
+        let found = mean_average_precision(&gallery, Queries::LeaveOneOut)?;
+        check.scalar("out.f64.mean_average_precision", found)?;
     } else {
         return Ok(false);
     }
@@ -91,6 +109,77 @@ fn hypersphere(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
     }
     for t in case.params.get::<Vec<u32>>("ts")? {
         check.tensor(&format!("out.f64.uniform_t{t}"), &uniformity(&x, f64::from(t))?)?;
+    }
+    Ok(())
+}
+
+/// How many directions embeddings use.
+fn ranks(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    for i in 0..case.params.get::<Vec<Value>>("settings")?.len() {
+        let z = case.tensor(&format!("in.z{i}"))?;
+        let values = singular_values(z)?;
+        check.values(&format!("out.f64.singular_values{i}"), &[values.len()], &values)?;
+        check.scalar(&format!("out.f64.rankme{i}"), rank_me(z)?)?;
+        check.scalar(&format!("out.f64.effective_rank{i}"), effective_rank(z)?)?;
+        check.scalar(&format!("out.f64.cov_effective_rank{i}"), covariance_effective_rank(z)?)?;
+        check.scalar(&format!("out.f64.participation_ratio{i}"), participation_ratio(z)?)?;
+    }
+    Ok(())
+}
+
+/// What two Gaussian vectors know of each other, from samples and from their true covariance.
+fn information(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    for i in 0..case.params.get::<Vec<Value>>("settings")?.len() {
+        let (x, y) = (case.tensor(&format!("in.x{i}"))?, case.tensor(&format!("in.y{i}"))?);
+        let sample = Covariance::of(&Tensor::cat(&[x, y], 1)?, Shrinkage::None)?;
+        check.values(&format!("out.f64.sample_cov{i}"), &[sample.size(); 2], sample.values())?;
+        let nats = GaussianInformation::between(x, y, Shrinkage::None)?.nats();
+        check.scalar(&format!("out.f64.mi_sample{i}"), nats)?;
+        let known = Covariance::new(case.tensor(&format!("in.f64.true_cov{i}"))?)?;
+        let nats = GaussianInformation::from_covariance(&known, x.dim(1)?)?.nats();
+        check.scalar(&format!("out.f64.mi_analytic{i}"), nats)?;
+    }
+    Ok(())
+}
+
+/// Principal components; one may point either way, and takes its coordinates with it.
+fn components(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let x = case.tensor("in.x")?;
+    let (n, k) = (x.dim(0)?, case.params.get("n_components")?);
+    let fit = PrincipalComponents::fit(x, k)?;
+    let (own, theirs) = (fit.components()?, case.tensor("out.components")?.to_dtype(DType::F64)?);
+    let signs = (&own * theirs)?.sum_keepdim(1)?.sign()?; // (k, 1)
+    let along = fit.project(x)?.broadcast_mul(&signs.t()?)?;
+    let variance = fit.explained_variance();
+    let deviations = Tensor::new(variance, x.device())?.sqrt()?;
+    check.values("out.mean", &[fit.mean().len()], fit.mean())?;
+    check.tensor("out.components", &own.broadcast_mul(&signs)?)?;
+    check.values("out.explained_variance", &[k], variance)?;
+    check.values("out.explained_variance_ratio", &[k], fit.explained_variance_ratio())?;
+    check.tensor("out.singular_values", &(&deviations * (n as f64 - 1.0).sqrt())?)?;
+    check.tensor("out.projected_whitened", &along.broadcast_div(&deviations)?)?;
+    check.tensor("out.projected", &along)
+}
+
+fn shrinkage(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    for i in 0..case.params.get::<Vec<Value>>("settings")?.len() {
+        let covariance = Covariance::of(case.tensor(&format!("in.x{i}"))?, Shrinkage::LedoitWolf)?;
+        check.values(&format!("out.f64.covariance{i}"), &[covariance.size(); 2], covariance.values())?;
+        check.scalar(&format!("out.f64.weight{i}"), covariance.shrinkage())?;
+    }
+    Ok(())
+}
+
+/// How well clusters agree with labels.
+fn clustering(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let labels = case.labels("in.labels")?;
+    for i in 0..case.params.get::<usize>("clusterings")? {
+        let clusters = case.labels(&format!("in.clusters{i}"))?;
+        let nmi = normalized_mutual_information(&labels, &clusters)?;
+        check.scalar(&format!("out.f64.nmi{i}"), nmi)?;
+        check.scalar(&format!("out.f64.ari{i}"), adjusted_rand_index(&labels, &clusters)?)?;
+        check.scalar(&format!("out.f64.purity{i}"), purity(&labels, &clusters)?)?;
+        check.scalar(&format!("out.f64.accuracy{i}"), clustering_accuracy(&labels, &clusters)?)?;
     }
     Ok(())
 }

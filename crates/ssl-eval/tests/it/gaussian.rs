@@ -85,6 +85,19 @@ fn information_is_what_entropies_leave() {
 }
 
 #[test]
+fn few_rows_make_independent_features_seem_narrow_and_dependent_as_is_documented() {
+    let (n, d) = (1000, 40);
+    let sample = Covariance::of(&normal(n, d, 20), Shrinkage::None).unwrap();
+    let (n, d) = (n as f64, d as f64);
+    let entropy = sample.entropy().unwrap() - d / 2.0 * (std::f64::consts::TAU * std::f64::consts::E).ln();
+    let bias = -d * (d + 1.0) / (4.0 * n);
+    // Five standard deviations: that of the mean of D logarithms of variances, and of D (D − 1) / 2 correlations.
+    assert!((entropy - bias).abs() < 5.0 * (d / (2.0 * n)).sqrt(), "{entropy} is not {bias}");
+    let (found, bias) = (sample.total_correlation().unwrap(), d * (d - 1.0) / (4.0 * n));
+    assert!((found - bias).abs() < 0.1 * bias + 5.0 * d / (2.0 * n), "{found} is not {bias}");
+}
+
+#[test]
 fn more_shrinkage_means_less_information() {
     let (x, y) = correlated(100, 8, 0.8, 5);
     let shrunk = [0.0, 0.1, 0.3, 1.0].map(|weight| between(&x, &y, Shrinkage::Fixed(weight)));

@@ -4,7 +4,8 @@
 use candle_core::{DType, Device, Tensor};
 use ssl_eval::{
     Covariance, Features, GaussianInformation, KnnConfig, LogisticRegression, LogisticRegressionConfig,
-    PrincipalComponents, Shrinkage, accuracy, knn_accuracy, knn_predict, topk_accuracy,
+    PrincipalComponents, Queries, Shrinkage, accuracy, adjusted_rand_index, clustering_accuracy,
+    knn_accuracy, knn_predict, mean_average_precision, normalized_mutual_information, purity, topk_accuracy,
 };
 
 #[test]
@@ -24,6 +25,40 @@ fn ranks_are_those_of_pytorch() {
             assert_close(&[value.unwrap()], &case.values(&format!("out.f64.{name}{i}")), 1e-6, 0.0);
         }
     }
+}
+
+#[test]
+fn shrinkage_is_that_of_scikit_learn() {
+    let case = Case::load("ledoit_wolf");
+    for i in 0..3 {
+        let covariance = Covariance::of(&case.rows(&format!("in.x{i}")), Shrinkage::LedoitWolf).unwrap();
+        assert_close(&[covariance.shrinkage()], &case.values(&format!("out.f64.weight{i}")), 1e-9, 0.0);
+        assert_close(covariance.values(), &case.values(&format!("out.f64.covariance{i}")), 1e-9, 1e-12);
+    }
+}
+
+#[test]
+fn agreement_of_clusters_is_that_of_scikit_learn() {
+    let case = Case::load("clustering");
+    let labels = case.labels("in.labels");
+    for i in 0..5 {
+        let clusters = case.labels(&format!("in.clusters{i}"));
+        for (name, value) in [
+            ("nmi", normalized_mutual_information(&labels, &clusters)),
+            ("ari", adjusted_rand_index(&labels, &clusters)),
+            ("purity", purity(&labels, &clusters)),
+            ("accuracy", clustering_accuracy(&labels, &clusters)),
+        ] {
+            assert_close(&[value.unwrap()], &case.values(&format!("out.f64.{name}{i}")), 1e-9, 1e-12);
+        }
+    }
+}
+
+#[test]
+fn average_precision_is_that_of_scikit_learn() {
+    let case = Case::load("average_precision");
+    let found = mean_average_precision(&case.features("rows"), Queries::LeaveOneOut).unwrap();
+    assert_close(&[found], &case.values("out.f64.mean_average_precision"), 1e-9, 0.0);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 // clippy.toml allows this in test functions; here it is for the functions they share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// What holds of clusters for any features.
+mod clustering;
 /// Features from a backbone and from pixels.
 mod extract;
 /// What holds of Gaussian measures of information.
@@ -16,8 +18,12 @@ mod lidar;
 /// What holds of the linear probe and of logistic regression for any features.
 mod linear_probe;
 
+/// What holds of retrieval for any features.
+mod retrieval;
 /// What holds of spectra for any embeddings.
 mod spectrum;
+/// What holds of pictures by t-SNE.
+mod t_sne;
 
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
