@@ -7,6 +7,8 @@
 mod extract;
 /// Values of other libraries.
 mod golden;
+/// Mutual information of Gaussians, and what holds of it for any features.
+mod information;
 /// What holds of kNN for any features.
 mod knn;
 /// What holds of the linear probe and of logistic regression for any features.
