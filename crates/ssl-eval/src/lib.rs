@@ -2,7 +2,8 @@
 //! texts, zero-shot classification.
 //!
 //! [`extract`] runs a backbone in eval mode over batches and caches its embeddings as [`Features`]; everything else
-//! works on those. All results are the same for every number of threads, and nothing here draws a random number.
+//! works on those. All results are the same for every number of threads, and random numbers are drawn by
+//! [`critic_information`] alone, from the caller's generator.
 //! Accuracies are fractions in `[0, 1]`.
 //!
 //! ```
@@ -18,6 +19,7 @@
 
 mod accuracy;
 mod cholesky;
+mod critics;
 mod error;
 mod extract;
 mod features;
@@ -35,6 +37,7 @@ mod symmetric;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
+pub use crate::critics::{Bound, CriticConfig, CriticInformation, critic_information};
 pub use crate::error::{Error, Result};
 pub use crate::extract::{extract, raw_pixels};
 pub use crate::features::Features;

@@ -3,14 +3,18 @@
 // clippy.toml allows this in test functions; here it is for the functions they share.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+/// Pairs of rows of known information.
+mod correlated;
+/// Mutual information by critics.
+mod critics;
 /// Features from a backbone and from pixels.
 mod extract;
 /// Values of other libraries.
 mod golden;
-/// Mutual information of Gaussians, and what holds of it for any features.
-mod information;
 /// What holds of kNN for any features.
 mod knn;
+/// Mutual information by nearest neighbours.
+mod ksg;
 /// What holds of the linear probe and of logistic regression for any features.
 mod linear_probe;
 

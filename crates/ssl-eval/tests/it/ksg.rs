@@ -1,28 +1,9 @@
-//! What holds of estimates of mutual information: the closed form of Gaussians, ceilings, invariances.
+//! The estimator of Kraskov, Stögbauer and Grassberger: Gaussians, its ceiling, invariances, and scikit-learn's values.
 
-use rand_chacha::ChaCha8Rng;
-use rand_core::{RngCore, SeedableRng};
 use ssl_eval::{Features, KsgAlgorithm, KsgConfig, ksg_information};
 
+use crate::correlated::{gaussians, truth};
 use crate::with_threads;
-
-/// `n` pairs of `dim` columns each: `y = rho x + sqrt(1 − rho²) noise`, all normal.
-fn gaussians(n: usize, dim: usize, rho: f64, seed: u64) -> [Features; 2] {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut unit = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-    let pairs = (0..n * dim).map(|_| {
-        let radius = (-2.0 * (1.0 - unit()).ln()).sqrt();
-        let (sin, cos) = (std::f64::consts::TAU * unit()).sin_cos();
-        ((radius * cos) as f32, (radius * (rho * cos + (1.0 - rho * rho).sqrt() * sin)) as f32)
-    });
-    let (x, y) = pairs.unzip();
-    [x, y].map(|data| Features::new(data, dim, vec![0; n]).unwrap())
-}
-
-/// The mutual information of [`gaussians`] in nats.
-fn truth(dim: usize, rho: f64) -> f64 {
-    -(dim as f64) / 2.0 * (1.0 - rho * rho).ln()
-}
 
 fn column(values: impl Iterator<Item = f64>) -> Features {
     let values: Vec<f32> = values.map(|value| value as f32).collect();
