@@ -5,6 +5,10 @@
 
 /// What holds of clusters for any features.
 mod clustering;
+/// Pairs of rows of known information.
+mod correlated;
+/// Mutual information by critics.
+mod critics;
 /// Features from a backbone and from pixels.
 mod extract;
 /// What holds of Gaussian measures of information.
@@ -13,6 +17,8 @@ mod gaussian;
 mod golden;
 /// What holds of kNN for any features.
 mod knn;
+/// Mutual information by nearest neighbours.
+mod ksg;
 /// What holds of LiDAR for any views.
 mod lidar;
 /// What holds of the linear probe and of logistic regression for any features.
