@@ -17,8 +17,8 @@ const MAX_ROWS: usize = 5000;
 /// The standard deviation of the start along the first component.
 const START: f64 = 1e-4;
 
-/// What the entropy of a row's neighbours may differ by from the logarithm of the perplexity.
-const ENTROPY_TOLERANCE: f64 = 1e-8;
+/// What the entropy of a row's neighbours may differ by from the logarithm of the perplexity, as in the authors' code.
+const ENTROPY_TOLERANCE: f64 = 1e-5;
 
 /// Settings of t-SNE.
 #[derive(Clone, Debug, PartialEq)]
@@ -249,7 +249,7 @@ mod tests {
         neighbours(&mut distances, 7, 5f64.ln());
         assert_eq!(distances[7], 0.0);
         let entropy: f64 = distances.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum();
-        assert!((entropy.exp() - 5.0).abs() < 1e-6, "{entropy}");
+        assert!((entropy.exp() - 5.0).abs() < 1e-4, "{entropy}");
         let rows = Rows::new((0..40).map(|i| f64::from(i * i % 17)).collect(), 2).unwrap();
         let p = similarities(&rows, 3f64.ln());
         assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
