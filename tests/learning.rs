@@ -122,14 +122,30 @@ fn learned(method: &str, session: &Session, heard: &Heard, start: f64) -> Evalua
 fn collapses(method: &str, more: &[(&str, &str)]) -> Heard {
     let folder = tempfile::tempdir().unwrap();
     let (_, heard) = train(method, more, &folder.path().join("run"));
+    // The doctor names the setting that took the method's safeguard away.
+    let told = |notice: &String| notice.contains("collapsed") && notice.contains("away the");
     assert!(
-        heard.notices.iter().any(|notice| notice.contains("collapsed")),
+        heard.notices.iter().any(told),
         "{method}: {:?}, standard deviation {}, dimensions {}",
         heard.notices,
         end(&heard.std),
         end(&heard.dimensions)
     );
     heard
+}
+
+#[test]
+fn a_contrastive_loss_stays_at_its_uniform_value_where_the_temperature_hides_all_differences() {
+    for method in ["simclr", "moco-v2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = [("method.temperature", "100"), ("train.max_steps", "40")];
+        let (_, heard) = train(method, &settings, &folder.path().join("run"));
+        let told = |notice: &String| {
+            notice.contains("at its value for a network that tells no image from another")
+                && notice.contains("try method.temperature")
+        };
+        assert!(heard.notices.iter().any(told), "{method}: {:?}", heard.notices);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use ssl_vision::train::{Checkpoint, Control, Observer, Outcome, Recipe, Session, StepReport};
 
 use crate::few_images;
@@ -59,10 +59,11 @@ fn resume(out: &Path, threads: usize) -> ssl_vision::train::Result<Session> {
     Session::resume(out, |_| few_images(), |own| Ok(own.clone()), &Device::Cpu, threads, &mut [])
 }
 
-/// The last checkpoint and the metrics.
-fn bits(out: &Path) -> (Vec<u8>, String) {
+/// The last checkpoint, the metrics and the measures.
+fn bits(out: &Path) -> (Vec<u8>, String, String) {
     let checkpoint = out.join("checkpoints").join(Checkpoint::file_name(25));
-    (fs::read(checkpoint).unwrap(), fs::read_to_string(out.join("metrics.jsonl")).unwrap())
+    let text = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    (fs::read(checkpoint).unwrap(), text("metrics.jsonl"), text("measures.jsonl"))
 }
 
 /// Asserts that a run in parts, on other numbers of loader threads, ends with the bits of the whole run.
@@ -71,6 +72,8 @@ fn parts_equal_the_whole(recipe: &Recipe) {
     let whole = folder.path().join("whole");
     assert_eq!(train(start(recipe, &whole, 2), 0), Outcome::Finished);
     assert_eq!(bits(&whole).1.lines().count(), 25);
+    // Before the first step, after the first epoch, and after the last step.
+    assert_eq!(bits(&whole).2.lines().count(), 3);
     let parts = folder.path().join("parts");
     // Step 20 is the end of the first epoch; 7 and 22 lie between checkpoints.
     assert_eq!(train(start(recipe, &parts, 1), 7), Outcome::Interrupted { step: 7 });
@@ -91,6 +94,40 @@ fn stopped_anywhere_on_any_number_of_loader_threads_it_ends_with_the_same_bits()
         ("train.accumulate", "2"),
         ("train.clip_norm", "1"),
     ]));
+}
+
+#[test]
+fn measuring_and_evaluating_meanwhile_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[(&str, &str)]| {
+        let out = folder.path().join(name);
+        let recipe = recipe(more);
+        let mut session = start(&recipe, &out, 2);
+        assert_eq!(session.train(&mut [], &AtomicBool::new(false)).unwrap(), Outcome::Finished);
+        let params = session.params().all().into_iter();
+        let params: Vec<_> = params
+            .map(|(name, var)| (name, var.flatten_all().unwrap().to_dtype(DType::F64).unwrap()))
+            .map(|(name, values)| (name, values.to_vec1::<f64>().unwrap()))
+            .collect();
+        let logs = ["metrics.jsonl", "measures.jsonl"].map(|log| fs::read_to_string(out.join(log)).unwrap());
+        (params, logs, recipe.hash().unwrap())
+    };
+    let (params, [metrics, measures], hash) = run("none", &[("measure.every_epochs", "0")]);
+    assert_eq!(measures, "");
+    let (own, [own_metrics, measures], own_hash) =
+        run("all", &[("eval.every_epochs", "1"), ("measure.images", "64"), ("measure.views", "2")]);
+    assert!(params == own && metrics == own_metrics && hash == own_hash);
+    let values: Vec<serde_json::Value> =
+        measures.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(values.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 20, 25]);
+    for name in
+        ["knn", "linear", "alignment", "entropy", "redundancy", "rank_me", "lidar", "view_information"]
+    {
+        assert!(
+            values.iter().all(|line| line[name].as_f64().is_some_and(f64::is_finite)),
+            "{name}: {measures}"
+        );
+    }
 }
 
 /// Every method with what it remembers between steps; new methods go here.

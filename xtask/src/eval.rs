@@ -7,14 +7,15 @@ use candle_core::Device;
 use clap::Args;
 use ssl_vision::backbones::load_encoder;
 use ssl_vision::eval::KnnConfig;
-use ssl_vision::train::{DataConfig, Protocol, evaluate, open_images};
+use ssl_vision::train::{DataConfig, Protocol, evaluate, open_images, study};
 
 use crate::{data_path, table, use_threads};
 
 /// Evaluate an encoder file on labelled images, beside raw pixels and the untrained network.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  cargo xtask eval --weights runs/simclr-fashion-mnist/encoder.safetensors --data fashion-mnist")]
+#[command(after_help = "Examples:
+  cargo xtask eval --weights runs/simclr-fashion-mnist/encoder.safetensors --data fashion-mnist
+  cargo xtask eval --weights encoder.safetensors --data ~/photos --study --json")]
 pub(crate) struct Eval {
     /// Encoder written by `pretrain`, `export` or `import`.
     #[arg(long, value_name = "FILE")]
@@ -37,6 +38,13 @@ pub(crate) struct Eval {
     /// Seed of the untrained network.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Tell more than two accuracies: few labels, clusters, retrieval, ranks, the information that views share, damaged
+    /// images. Takes some minutes.
+    #[arg(long)]
+    study: bool,
+    /// Augmentation that makes the views of a study, a name of `pretrain --list`.
+    #[arg(long, value_name = "PRESET", default_value = "simclr", requires = "study")]
+    views: String,
     /// Threads to compute with; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
@@ -59,19 +67,29 @@ impl Eval {
         }
         let protocol = Protocol::of_encoder(&encoder.info, knn, self.seed);
         let quiet = self.json;
-        let evaluation = evaluate(&*encoder.backbone, &protocol, &images, &Device::Cpu, |stage| {
+        let progress = |stage: &str| {
             if !quiet {
                 println!("evaluating: {stage} …");
             }
-        })?;
+        };
+        let evaluation = evaluate(&*encoder.backbone, &protocol, &images, &Device::Cpu, progress)?;
+        let study = match self.study {
+            true => Some(study(&*encoder.backbone, &protocol, &images, &self.views, &Device::Cpu, progress)?),
+            false => None,
+        };
         let broken = images.broken();
         if let Some(first) = broken.first() {
             eprintln!("broken files skipped: {}; the first: {first}", broken.len());
         }
         if self.json {
-            println!("{}", serde_json::Value::Object(evaluation.to_json()));
+            let mut object = evaluation.to_json();
+            object.extend(study.map(|study| ("study".to_owned(), study.to_json())));
+            println!("{}", serde_json::Value::Object(object));
         } else {
             println!("\n{}", table::scores(&evaluation));
+            if let Some(study) = study {
+                println!("{}", table::study(&study));
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -52,7 +52,7 @@ impl Kill {
         println!("killed {kills} times, resumed {resumed} times");
         compare(&whole, &killed, self.steps)?;
         fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        println!("equal to the bit: parameters, buffers, optimiser state and metrics.jsonl");
+        println!("equal to the bit: parameters, buffers, optimiser state, metrics.jsonl and measures.jsonl");
         Ok(ExitCode::SUCCESS)
     }
 
@@ -135,9 +135,12 @@ fn wait_at_most(child: &mut Child, time: Duration) -> anyhow::Result<Option<Exit
 /// Compares the last checkpoint and the metrics of two runs, byte by byte.
 fn compare(whole: &Path, killed: &Path, steps: usize) -> anyhow::Result<()> {
     let checkpoint = ssl_vision::train::Checkpoint::file_name(steps);
-    for name in
-        [format!("checkpoints/{checkpoint}"), "metrics.jsonl".to_owned(), "encoder.safetensors".to_owned()]
-    {
+    for name in [
+        format!("checkpoints/{checkpoint}"),
+        "metrics.jsonl".to_owned(),
+        "measures.jsonl".to_owned(),
+        "encoder.safetensors".to_owned(),
+    ] {
         let read = |folder: &Path| {
             let path = folder.join(&name);
             fs::read(&path).with_context(|| path.display().to_string())

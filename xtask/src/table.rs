@@ -1,6 +1,6 @@
 //! The table at the end of a run.
 
-use ssl_vision::train::{Evaluation, Scores, ZeroShot};
+use ssl_vision::train::{Evaluation, Scores, Study, ZeroShot};
 
 /// Accuracies of the encoder beside its baselines.
 pub(crate) fn scores(evaluation: &Evaluation) -> String {
@@ -13,6 +13,14 @@ pub(crate) fn scores(evaluation: &Evaluation) -> String {
     text += &row("trained encoder", encoder);
     text += &row("untrained network", &baselines.untrained);
     text += &row("raw pixels", &baselines.pixels);
+    let [knn, linear] = &encoder.intervals;
+    text += &format!(
+        "trained encoder, 95 % by bootstrap: kNN {:.1} to {:.1}, linear {:.1} to {:.1}\n",
+        100.0 * knn.low,
+        100.0 * knn.high,
+        100.0 * linear.low,
+        100.0 * linear.high
+    );
     text += &format!("kNN: k = {}, temperature = {}\n", protocol.knn.k, protocol.knn.temperature);
     if let Some(ZeroShot { top1, classes, templates }) = zero_shot {
         let chance = 100.0 / *classes as f64;
@@ -21,6 +29,19 @@ pub(crate) fn scores(evaluation: &Evaluation) -> String {
             100.0 * top1,
             templates.len()
         );
+    }
+    text
+}
+
+/// The figures of a study, part by part.
+pub(crate) fn study(study: &Study) -> String {
+    let mut text = String::new();
+    for part in study.figures.chunk_by(|a, b| a.part == b.part) {
+        text += &part.first().map_or(String::new(), |figure| format!("{}\n", figure.part));
+        for figure in part {
+            let ceiling = figure.ceiling.map_or(String::new(), |most| format!("  (at most {most:.2})"));
+            text += &format!("  {:<40} {:>9.3}{ceiling}\n", figure.name, figure.value);
+        }
     }
     text
 }

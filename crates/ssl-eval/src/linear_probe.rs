@@ -60,6 +60,8 @@ impl LinearProbeConfig {
 pub struct LinearProbeResult {
     /// Accuracy on the test set.
     pub top1: f64,
+    /// The class that it gives each test sample.
+    pub classes: Vec<u32>,
     /// Accuracy on the training set.
     pub train_top1: f64,
     /// The chosen inverse penalty strength.
@@ -95,10 +97,11 @@ pub fn linear_probe(
     let choice = choose_c(&train, num_classes, config)?;
     let classifier =
         Solver::new(&train, num_classes)?.fit(&config.with_c(choice.c), choice.classifier.as_ref())?;
-    let top1_on = |features: &Features| accuracy(&classifier.predict(features)?, features.labels());
+    let classes = classifier.predict(&standardizer.apply(test)?)?;
     Ok(LinearProbeResult {
-        top1: top1_on(&standardizer.apply(test)?)?,
-        train_top1: top1_on(&train)?,
+        top1: accuracy(&classes, test.labels())?,
+        classes,
+        train_top1: accuracy(&classifier.predict(&train)?, train.labels())?,
         c: choice.c,
         converged: choice.converged && classifier.converged(),
         iterations: choice.iterations + classifier.iterations(),

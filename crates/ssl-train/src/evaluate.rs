@@ -6,8 +6,11 @@ use serde_json::{Map, Value, json};
 use ssl_augment::{Normalize, ResizeCenterCrop};
 use ssl_backbones::{Backbone, BackboneConfig, EncoderInfo};
 use ssl_data::{Dataset, Tolerant};
-use ssl_eval::{Features, KnnConfig, LinearProbeConfig, extract, knn_accuracy, linear_probe, raw_pixels};
-use ssl_nn::Params;
+use ssl_eval::{
+    BootstrapConfig, ConfidenceInterval, Features, KnnConfig, LinearProbeConfig, accuracy, accuracy_interval,
+    extract, knn_predict, linear_probe, raw_pixels,
+};
+use ssl_nn::{Params, Purpose, rng};
 
 use crate::error::{Error, Result};
 use crate::images::Images;
@@ -66,6 +69,8 @@ pub struct Scores {
     pub linear_c: f64,
     /// Whether the probe's optimiser reached its tolerance.
     pub linear_converged: bool,
+    /// 95 % intervals of both accuracies over the choice of test images, by bootstrap.
+    pub intervals: [ConfidenceInterval; 2],
 }
 
 /// What an encoder must beat.
@@ -94,6 +99,7 @@ impl Evaluation {
     /// The fields that `result.json` has of an evaluation.
     pub fn to_json(&self) -> Map<String, Value> {
         let pair = |s: &Scores| json!({ "knn": s.knn, "linear": s.linear });
+        let bounds = |interval: &ConfidenceInterval| [interval.low, interval.high];
         let Self { encoder, baselines, zero_shot, protocol } = self;
         let features = match protocol.backbone.pooling().unwrap_or_default() {
             "token" => "class token",
@@ -102,12 +108,13 @@ impl Evaluation {
             _ => "global average pool",
         };
         let fields = json!({
-            "knn": { "top1": encoder.knn, "k": protocol.knn.k, "temperature": protocol.knn.temperature },
-            "linear": { "top1": encoder.linear, "c": encoder.linear_c, "converged": encoder.linear_converged },
+            "knn": { "top1": encoder.knn, "interval": bounds(&encoder.intervals[0]), "k": protocol.knn.k, "temperature": protocol.knn.temperature },
+            "linear": { "top1": encoder.linear, "interval": bounds(&encoder.intervals[1]), "c": encoder.linear_c, "converged": encoder.linear_converged },
             "baselines": { "pixels": pair(&baselines.pixels), "untrained": pair(&baselines.untrained) },
             "protocol": {
                 "features": format!("eval mode, {features}"),
                 "knn": "cosine, weights exp(s / temperature)",
+                "interval": "95 % over the choice of test images, percentiles of 2,000 bootstrap resamples",
                 "linear": "multinomial logistic regression on standardised features, C by a hold-out of the training images",
                 "input_size": protocol.input_size,
                 "mean": protocol.mean,
@@ -178,23 +185,35 @@ pub(crate) fn score(
     scores(&embed(&images.train)?, &embed(test)?, images.class_names().len(), &protocol.knn)
 }
 
-fn labelled_test(images: &Images) -> Result<&Tolerant> {
+pub(crate) fn labelled_test(images: &Images) -> Result<&Tolerant> {
     images.test.as_deref().ok_or_else(|| {
         Error::Recipe("the data has no labels, so there is nothing to evaluate against".to_owned())
     })
 }
 
-fn embed(backbone: &dyn Backbone, set: &Tolerant, protocol: &Protocol, device: &Device) -> Result<Features> {
+pub(crate) fn embed(
+    backbone: &dyn Backbone,
+    set: &Tolerant,
+    protocol: &Protocol,
+    device: &Device,
+) -> Result<Features> {
     Ok(extract(backbone, batches(set, protocol, device)?)?)
 }
 
-fn scores(train: &Features, test: &Features, classes: usize, knn: &KnnConfig) -> Result<Scores> {
+pub(crate) fn scores(train: &Features, test: &Features, classes: usize, knn: &KnnConfig) -> Result<Scores> {
     let linear = linear_probe(train, test, classes, &LinearProbeConfig::default())?;
+    let nearest = knn_predict(train, test, classes, knn)?;
+    let interval = |found: &[u32]| {
+        let right: Vec<bool> = found.iter().zip(test.labels()).map(|(own, label)| own == label).collect();
+        // Always the same resamples, so that an evaluation can be repeated to the bit.
+        accuracy_interval(&right, &BootstrapConfig::default(), &mut rng(0, Purpose::Evaluate, 0, 0, 0))
+    };
     Ok(Scores {
-        knn: knn_accuracy(train, test, classes, knn)?,
+        knn: accuracy(&nearest.classes, test.labels())?,
         linear: linear.top1,
         linear_c: linear.c,
         linear_converged: linear.converged,
+        intervals: [interval(&nearest.classes)?, interval(&linear.classes)?],
     })
 }
 

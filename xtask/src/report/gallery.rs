@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use ssl_vision::backbones::Backbone;
 use ssl_vision::data::{Dataset, Tolerant};
-use ssl_vision::eval::principal_components;
+use ssl_vision::eval::{TSneConfig, principal_components, t_sne};
 use ssl_vision::methods::Method;
 use ssl_vision::nn::Params;
 use ssl_vision::report::{Block, Chart, Class, Gallery, Picture, Png, ScatterChart, Section};
@@ -25,7 +25,10 @@ const QUERIES: usize = 8;
 const NEIGHBOURS: usize = 7;
 
 /// Images on the map.
-const ON_MAP: usize = 1000;
+const ON_MAP: usize = 800;
+
+/// Neighbours that t-SNE keeps together.
+const PERPLEXITY: f64 = 30.0;
 
 /// Images of one forward pass.
 const BATCH: usize = 128;
@@ -57,7 +60,7 @@ pub(super) fn of(folder: &Path) -> anyhow::Result<Vec<Section>> {
     saw.extend(tokens(&trained)?);
     let saw = Gallery { caption: String::new(), images: saw };
     let mut sections = vec![Section::new("pictures", "What the network saw", vec![Block::Gallery(saw)])];
-    let (neighbours, map) = (neighbours(&trained)?, map(&trained)?);
+    let (neighbours, maps) = (neighbours(&trained)?, maps(&trained)?);
     sections.push(Section {
         intro: format!(
             "At the left an image that the network was not trained on, then the {NEIGHBOURS} images with the most similar \
@@ -66,7 +69,7 @@ pub(super) fn of(folder: &Path) -> anyhow::Result<Vec<Section>> {
         ),
         ..Section::new("neighbours", "Nearest neighbours", vec![Block::Gallery(neighbours)])
     });
-    sections.push(Section::new("map", "Map of the features", vec![Block::Charts(vec![map])]));
+    sections.push(Section::new("map", "Map of the features", vec![Block::Charts(maps)]));
     Ok(sections)
 }
 
@@ -123,32 +126,49 @@ fn neighbours(trained: &Trained) -> anyhow::Result<Gallery> {
     Ok(Gallery { caption: String::new(), images: vec![picture(&tiles, "Most similar first.")?] })
 }
 
-/// The first two principal components of test images, in the colours of their classes.
-fn map(trained: &Trained) -> anyhow::Result<Chart> {
+/// Test images in two dimensions, in the colours of their classes: by principal components, and by t-SNE.
+fn maps(trained: &Trained) -> anyhow::Result<Vec<Chart>> {
     let Trained { recipe, method, images, .. } = trained;
     let set = held_out(images);
     let n = ON_MAP.min(set.len());
     let index: Vec<usize> = (0..n).map(|i| i * set.len() / n).collect();
     let shown = Shown::load(set, &index, recipe.augment.size, &recipe.augment.normalize()?)?;
-    let along = principal_components(&features(method.encoder(), &shown.x)?, 2)?.to_vec2::<f64>()?;
-    let names = images.class_names();
-    let of_class = |label: Option<u32>| {
-        let points = along.iter().zip(&shown.labels).filter(|(_, own)| **own == label);
-        points.map(|(row, _)| [row[0], row[1]]).collect::<Vec<_>>()
+    let h = features(method.encoder(), &shown.x)?;
+    let along = principal_components(&h, 2.min(h.dim(1)?))?.to_vec2::<f64>()?;
+    let along: Vec<[f64; 2]> = along.iter().map(|row| [row[0], row.get(1).copied().unwrap_or(0.0)]).collect();
+    let map = |title: &str, caption: String, points: &[[f64; 2]]| {
+        Chart::from(ScatterChart {
+            title: title.into(),
+            caption,
+            classes: classes(points, &shown.labels, images.class_names()),
+            ..ScatterChart::default()
+        })
     };
-    let mut labels = shown.labels.clone();
-    labels.sort_unstable();
-    labels.dedup();
-    let classes = labels.iter().map(|label| {
+    let caption = format!("{n} images along the two directions in which their features differ most.");
+    let mut maps = vec![map("Principal components of the features", caption, &along)];
+    let config = TSneConfig { perplexity: PERPLEXITY.min((n as f64 - 1.0) / 3.0), ..TSneConfig::default() };
+    // Features that are all equal have no neighbours to keep.
+    if let Ok(found) = t_sne(&h, &config) {
+        let caption = format!(
+            "The same images with their neighbours kept together (perplexity {:.0}); distances between groups say little.",
+            config.perplexity
+        );
+        maps.push(map("t-SNE of the features", caption, &found.points));
+    }
+    Ok(maps)
+}
+
+/// The points of each class.
+fn classes(points: &[[f64; 2]], labels: &[Option<u32>], names: &[String]) -> Vec<Class> {
+    let mut present = labels.to_vec();
+    present.sort_unstable();
+    present.dedup();
+    let class = |label: &Option<u32>| {
+        let own = points.iter().zip(labels).filter(|(_, other)| *other == label);
         let name = label.and_then(|label| names.get(label as usize)).map_or("images", String::as_str);
-        Class::new(name, of_class(*label))
-    });
-    Ok(Chart::from(ScatterChart {
-        title: "Principal components of the features".into(),
-        caption: format!("{n} test images along the two directions in which their features differ most."),
-        classes: classes.collect(),
-        ..ScatterChart::default()
-    }))
+        Class::new(name, own.map(|(point, _)| *point))
+    };
+    present.iter().map(class).collect()
 }
 
 fn held_out(images: &Images) -> &Tolerant {
