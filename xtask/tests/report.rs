@@ -16,13 +16,38 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// IDX files of 600 images to train on and 200 to test on, of four kinds: a bright square in one of four corners on noise.
+fn images(folder: &Path) -> String {
+    let path = folder.join("images");
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join("class_names.txt"), "north-west\nnorth-east\nsouth-west\nsouth-east\n").unwrap();
+    for (split, n) in [("train", 600u32), ("t10k", 200)] {
+        let (mut pixels, mut labels) = (vec![0, 0, 8, 3], vec![0, 0, 8, 1]);
+        [n, 12, 12].iter().for_each(|size| pixels.extend(size.to_be_bytes()));
+        labels.extend(n.to_be_bytes());
+        for i in 0..n {
+            let class = (i % 4) as usize;
+            labels.push(class as u8);
+            for at in 0..144usize {
+                let inside = (at / 12 / 6, at % 12 / 6) == (class / 2, class % 2);
+                let noise = (i as usize * 7919 + at * 104_729) % 97;
+                pixels.push((noise + if inside { 120 } else { 0 }) as u8);
+            }
+        }
+        fs::write(path.join(format!("{split}-images-idx3-ubyte")), pixels).unwrap();
+        fs::write(path.join(format!("{split}-labels-idx1-ubyte")), labels).unwrap();
+    }
+    path.to_str().unwrap().to_owned()
+}
+
 /// A run of a few steps of a small network.
-fn pretrain(method: &str, out: &Path) {
+fn pretrain(method: &str, data: &str, out: &Path) {
     let network = if method == "mae" { "backbone.width=64" } else { "backbone.width=2" };
     let out = out.to_str().unwrap();
     let small =
         ["augment.size=8", "train.epochs=2", "train.max_steps=20", "schedule.warmup_epochs=0", network];
-    let mut arguments = vec!["pretrain", "--method", method, "--out", out, "--batch-size", "500"];
+    let mut arguments =
+        vec!["pretrain", "--method", method, "--data", data, "--out", out, "--batch-size", "60"];
     small.iter().for_each(|setting| arguments.extend(["--set", setting]));
     if method == "mae" {
         arguments.extend(["--set", "backbone.depth=1", "--set", "backbone.patch_size=2"]);
@@ -35,8 +60,9 @@ fn pretrain(method: &str, out: &Path) {
 fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
     let folder = tempfile::tempdir().unwrap();
     let [simclr, mae] = ["simclr", "mae"].map(|name| folder.path().join(name));
-    pretrain("simclr", &simclr);
-    pretrain("mae", &mae);
+    let data = images(folder.path());
+    pretrain("simclr", &data, &simclr);
+    pretrain("mae", &data, &mae);
     for (run, own) in
         [(&simclr, "lower bound on I(view; view)"), (&mae, "What the visible tells of the hidden")]
     {
@@ -79,9 +105,11 @@ fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
 fn a_study_of_an_encoder_has_a_figure_for_each_of_its_parts() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    pretrain("simclr", &run);
+    let data = images(folder.path());
+    pretrain("simclr", &data, &run);
     let weights = run.join("encoder.safetensors");
-    let output = xtask(&["eval", "--weights", weights.to_str().unwrap(), "--study", "--json"]);
+    let output =
+        xtask(&["eval", "--weights", weights.to_str().unwrap(), "--data", &data, "--study", "--json"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     let figures = result["study"].as_array().unwrap();
@@ -98,7 +126,7 @@ fn a_study_of_an_encoder_has_a_figure_for_each_of_its_parts() {
         "noise",
         "blur",
     ] {
-        assert!((0.0..1.0).contains(&value(name)), "{name}: {}", value(name));
+        assert!((-0.1..=1.0).contains(&value(name)), "{name}: {}", value(name));
     }
     let truth = value("view_information");
     assert!(truth > 0.0 && value("InfoNCE critic") < 256f64.ln(), "{truth}");

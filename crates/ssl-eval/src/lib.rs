@@ -41,6 +41,7 @@ mod precondition;
 mod principal;
 mod retrieval;
 mod rows;
+mod sgd_probe;
 mod spectrum;
 mod split;
 mod standardize;
@@ -68,6 +69,7 @@ pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfi
 pub use crate::low_shot::{LowShot, low_shot};
 pub use crate::principal::{PrincipalComponents, principal_components};
 pub use crate::retrieval::{Queries, mean_average_precision, mean_average_precision_at, recall_at};
+pub use crate::sgd_probe::{ProbeInput, ProbeSchedule, SgdProbeConfig, SgdProbeResult, sgd_probe};
 pub use crate::spectrum::{
     alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
     singular_values, std_collapse,

@@ -17,8 +17,9 @@
 //! - **Explosion**: gradients or embeddings a hundred times as long as they were.
 //! - **Falling rank**: of the features that [`Measures`](crate::Measures) look at.
 //!
-//! A sign must last for a sixteenth of the run, since some methods pass through a line when they begin to learn. Each is told
-//! once, and once more if it goes away. What the doctor says depends on `metrics.jsonl` and `measures.jsonl` alone, so that
+//! A sign must last for a sixteenth of the run, since some methods pass through a line when they begin to learn, and those of
+//! a network that knows nothing for an eighth, since every run begins with them. Each is told once, and once more if it goes
+//! away. What the doctor says depends on `metrics.jsonl` and `measures.jsonl` alone, so that
 //! whoever reads these again hears the same.
 
 use std::collections::VecDeque;
@@ -31,6 +32,10 @@ const PATIENCE: [usize; 2] = [20, 500];
 
 /// Between these, the share of the run.
 const PATIENCE_SHARE: usize = 16;
+
+/// The same for what every run begins with: to know nothing.
+const START_PATIENCE: [usize; 2] = [200, 2000];
+const START_PATIENCE_SHARE: usize = 8;
 
 /// Share of the possible prototypes below which their use has collapsed; one prototype has in any case.
 const USED_SHARE: f64 = 0.01;
@@ -147,6 +152,7 @@ type Values<'a> = &'a dyn Fn(&str) -> Option<f64>;
 pub struct Doctor {
     safeguard: Safeguard,
     patience: usize,
+    start_patience: usize,
     watches: [Watch; 6],
     norms: [(&'static str, VecDeque<f64>); 2],
     best_rank: Option<(usize, f64)>,
@@ -187,6 +193,7 @@ impl Doctor {
         Self {
             safeguard: method.safeguard(),
             patience: (total_steps / PATIENCE_SHARE).clamp(PATIENCE[0], PATIENCE[1]),
+            start_patience: (total_steps / START_PATIENCE_SHARE).clamp(START_PATIENCE[0], START_PATIENCE[1]),
             watches: [Watch::default(); 6],
             norms: ["grad_norm", "embedding_norm"].map(|name| (name, VecDeque::new())),
             best_rank: None,
@@ -195,14 +202,15 @@ impl Doctor {
 
     /// Looks at the values of a step, as `metrics.jsonl` has them, and says what there is to say.
     pub fn look(&mut self, step: usize, values: Values<'_>) -> Vec<Verdict> {
+        let (patience, at_start) = (self.patience, self.start_patience);
         let signs = [
-            (Symptom::Collapse, collapse(values)),
-            (Symptom::DeadPrototypes, dead_prototypes(values)),
-            (Symptom::NoInformation, no_information(values)),
-            (Symptom::NoGain, no_gain(values)),
+            (Symptom::Collapse, collapse(values), patience),
+            (Symptom::DeadPrototypes, dead_prototypes(values), patience),
+            (Symptom::NoInformation, no_information(values), at_start),
+            (Symptom::NoGain, no_gain(values), at_start),
         ];
-        let patience = self.patience;
-        let signs = signs.into_iter().filter_map(|(symptom, sign)| Some((symptom, sign?, patience)));
+        let signs =
+            signs.into_iter().filter_map(|(symptom, sign, patience)| Some((symptom, sign?, patience)));
         let mut signs: Vec<_> = signs.collect();
         signs.extend(self.explosion(values).map(|sign| (Symptom::Explosion, sign, EXPLODED_STEPS)));
         signs
@@ -511,21 +519,22 @@ mod tests {
     fn a_loss_at_its_uniform_value_is_told_with_its_ceiling_and_the_teachers_entropy() {
         let ceiling = 255f64.ln();
         let bound = |nats: f64| [&HEALTHY[..], &[("mi_lower_bound", nats), ("mi_ceiling", ceiling)]].concat();
-        assert!(show(&mut doctor("simclr", 0), 1..60, &bound(0.1)).is_empty());
-        let said = show(&mut doctor("simclr", 0), 1..60, &bound(0.01));
+        assert!(show(&mut doctor("simclr", 0), 1..400, &bound(0.1)).is_empty());
+        assert!(show(&mut doctor("simclr", 0), 1..200, &bound(0.01)).is_empty());
+        let said = show(&mut doctor("simclr", 0), 1..400, &bound(0.01));
         assert!(
             said[0].contains("since step 1 at its value") && said[0].contains("0.010 of at most 5.54 nats")
         );
         for (entropy, how) in [(0.0, "gives all images one prototype"), (4.0, "the same mixture")] {
             let terms =
                 [("prediction_information", 0.0), ("prediction_ceiling", 4.1), ("teacher_entropy", entropy)];
-            assert!(show(&mut doctor("dino", 0), 1..60, &terms)[0].contains(how));
+            assert!(show(&mut doctor("dino", 0), 1..400, &terms)[0].contains(how));
         }
     }
 
     #[test]
     fn a_prediction_no_better_than_the_mean_and_exploding_norms_are_told() {
-        let said = show(&mut doctor("mae", 0), 1..60, &[("bits_per_dimension", 0.0)]);
+        let said = show(&mut doctor("mae", 0), 1..400, &[("bits_per_dimension", 0.0)]);
         assert!(said[0].contains("no better than by its mean since step 1"), "{said:?}");
         let mut doctor = doctor("mae", 0);
         let norm = |norm: f64| [("grad_norm", norm), ("embedding_norm", 1.0)];

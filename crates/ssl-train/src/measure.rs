@@ -12,8 +12,8 @@ use ssl_augment::random;
 use ssl_backbones::Backbone;
 use ssl_data::{Dataset, Tolerant};
 use ssl_eval::{
-    Covariance, GaussianInformation, LidarConfig, Shrinkage, alpha_req, covariance_effective_rank,
-    covariance_spectrum, lidar, participation_ratio, principal_components, rank_me, std_collapse,
+    Covariance, GaussianInformation, LidarConfig, PrincipalComponents, Shrinkage, alpha_req,
+    covariance_effective_rank, covariance_spectrum, lidar, participation_ratio, rank_me, std_collapse,
 };
 use ssl_losses::{alignment, uniformity};
 use ssl_nn::{Purpose, rng};
@@ -28,6 +28,9 @@ const BATCH: usize = 128;
 /// Principal directions in which the information of two views on each other is measured: few beside the images, so that
 /// canonical correlations do not find what is not there.
 const DIRECTIONS: usize = 16;
+
+/// A direction with less than this share of the largest variance is rounding.
+const ALIVE: f64 = 1e-6;
 
 /// Which features are measured, and when. It does not change the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,10 +153,18 @@ impl Measures {
     }
 }
 
-/// The information of the rows of `a` and `b`, `(N, D)`, on each other in the first `directions` of both together.
+/// The information of the rows of `a` and `b`, `(N, D)`, on each other in the first `directions` of both together, as far
+/// as these have any variance.
 fn view_information(a: &Tensor, b: &Tensor, directions: usize) -> Result<Option<f64>> {
-    let n = a.dim(0)?;
-    let along = principal_components(&Tensor::cat(&[a, b], 0)?, directions)?;
+    let both = Tensor::cat(&[a, b], 0)?;
+    let components = PrincipalComponents::fit(&both, directions)?;
+    let variances = components.explained_variance();
+    let most = variances.first().copied().unwrap_or_default();
+    let alive = variances.iter().filter(|variance| **variance > ALIVE * most).count();
+    if alive == 0 {
+        return Ok(None);
+    }
+    let (n, along) = (a.dim(0)?, components.project(&both)?.narrow(1, 0, alive)?);
     let (x, y) = (along.narrow(0, 0, n)?, along.narrow(0, n, n)?);
     Ok(GaussianInformation::between(&x, &y, Shrinkage::None).ok().map(|found| found.nats()))
 }
