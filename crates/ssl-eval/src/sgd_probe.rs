@@ -373,8 +373,9 @@ mod tests {
             let config = SgdProbeConfig::named(name).unwrap();
             let probe = || sgd_probe(&train, &test, 3, &config, &mut ChaCha8Rng::seed_from_u64(3)).unwrap();
             let found = probe();
-            // LARS moves weights by a thousandth a step, and here are 90 steps.
-            assert!(found.top1 > if config.lars { 0.3 } else { 0.95 }, "{name}: {found:?}");
+            // LARS moves weights by a thousandth a step, and DINOv2's ten epochs are ten steps here.
+            let few = config.lars || config.steps(600) < 50;
+            assert!(found.top1 > if few { 0.3 } else { 0.95 }, "{name}: {found:?}");
             assert_eq!(found, probe(), "{name}");
         }
         assert_eq!(SgdProbeConfig::named("none"), None);

@@ -214,6 +214,9 @@ fn shared_information(pairs: &Tensor, seed: u64) -> Result<Vec<(String, f64, Opt
     let (x, y) = (rows(&a)?, rows(&b)?);
     let mut found = Vec::new();
     let config = CriticConfig::default();
+    // Every part of the images needs a batch.
+    let batch_size = config.batch_size.min((n as f64 * config.validation_share) as usize).max(2);
+    let config = CriticConfig { batch_size, ..config };
     let bounds = [
         ("InfoNCE critic", Bound::InfoNce),
         ("NWJ critic", Bound::Nwj),
