@@ -138,21 +138,19 @@ fn collapses(method: &str, more: &[(&str, &str)]) -> Heard {
 
 #[test]
 fn a_contrastive_loss_stays_at_its_uniform_value_where_the_temperature_hides_all_differences() {
-    for method in ["simclr", "moco-v2"] {
-        let folder = tempfile::tempdir().unwrap();
-        let settings = [
-            ("method.temperature", "10"),
-            ("optimizer.lr", "0.000001"),
-            ("train.epochs", "4"),
-            ("train.max_steps", "240"),
-        ];
-        let (_, heard) = train(method, &settings, &folder.path().join("run"));
-        let told = |notice: &String| {
-            notice.contains("at its value for a network that tells no image from another")
-                && notice.contains("try method.temperature")
-        };
-        assert!(heard.notices.iter().any(told), "{method}: {:?}", heard.notices);
-    }
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        ("method.temperature", "10"),
+        ("optimizer.lr", "0.000001"),
+        ("train.epochs", "4"),
+        ("train.max_steps", "210"),
+    ];
+    let (_, heard) = train("simclr", &settings, &folder.path().join("run"));
+    let told = |notice: &String| {
+        notice.contains("at its value for a network that tells no image from another")
+            && notice.contains("try method.temperature")
+    };
+    assert!(heard.notices.iter().any(told), "{:?}", heard.notices);
 }
 
 #[test]
