@@ -18,7 +18,7 @@ use ssl_nn::{Affine, Mlp, MlpConfig, Params};
 
 use crate::checks;
 use crate::config::Settings;
-use crate::contrast::{ceiling, cross_view_terms};
+use crate::contrast::{ceiling, cosines, cross_view_terms};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
 
@@ -121,8 +121,11 @@ impl Method for SimClr {
         // I(z_a; z_b) >= log(2N - 1) - loss, in nats.
         let mi_bound = (loss.detach().neg()? + ((2 * n - 1) as f64).ln())?;
         let mut terms = vec![("mi_lower_bound", mi_bound), ceiling(2 * n - 1)?];
-        terms.extend(cross_view_terms(&z_a.detach(), &z_b.detach(), self.temperature)?);
-        Ok(StepOutput { loss, terms, embeddings: vec![z_a.detach(), z_b.detach()], memory: vec![] })
+        let (z_a, z_b) = (z_a.detach(), z_b.detach());
+        terms.extend(cross_view_terms(&z_a, &z_b, self.temperature)?);
+        let [positive, negative] = cosines(&z_a, &z_b)?;
+        terms.extend([("positive_cosine", positive), ("negative_cosine", negative)]);
+        Ok(StepOutput { loss, terms, embeddings: vec![z_a, z_b], memory: vec![] })
     }
 
     fn encoder(&self) -> &dyn Backbone {

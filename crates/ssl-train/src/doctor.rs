@@ -251,13 +251,13 @@ impl Doctor {
         format!("{grown}; try a lower optimizer.lr, a longer warm-up, or train.clip_norm = 1")
     }
 
-    /// A hundred times the usual norm.
+    /// A norm a hundred times its usual value, or the first one that is not.
     fn explosion(&mut self, values: Values<'_>) -> Option<Sign> {
-        let mut found: Option<Sign> = None;
+        let mut signs = Vec::with_capacity(2);
         for (name, recent) in &mut self.norms {
             let Some(norm) = values(name) else { continue };
-            let usual = median(recent).filter(|_| recent.len() >= EXPLODED_STEPS);
-            let ill = usual.is_some_and(|usual| norm > EXPLOSION * usual.max(1e-12));
+            let usual = median(recent).filter(|_| recent.len() >= EXPLODED_STEPS).unwrap_or(norm);
+            let ill = norm > EXPLOSION * usual.max(1e-12);
             if !ill {
                 recent.push_back(norm);
                 if recent.len() > USUAL_STEPS {
@@ -265,19 +265,14 @@ impl Doctor {
                 }
             }
             let what = if *name == "grad_norm" { "gradients" } else { "embeddings" };
-            let usual = usual.unwrap_or(norm);
-            if ill || found.is_none() {
-                found = Some(Sign {
-                    ill,
-                    finding: format!("the norm of the {what} has grown from {usual:.3e} to {norm:.3e}"),
-                    healthy: format!("the norms are what they were: {norm:.3e} for the {what}"),
-                });
-            }
-            if ill {
-                break;
-            }
+            signs.push(Sign {
+                ill,
+                finding: format!("the norm of the {what} has grown from {usual:.3e} to {norm:.3e}"),
+                healthy: format!("the norms are what they were: {norm:.3e} for the {what}"),
+            });
         }
-        found
+        let worst = signs.iter().position(|sign| sign.ill).unwrap_or(0);
+        (worst < signs.len()).then(|| signs.swap_remove(worst))
     }
 
     fn note(&mut self, step: usize, symptom: Symptom, sign: Sign, patience: usize) -> Option<Verdict> {

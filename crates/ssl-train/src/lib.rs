@@ -7,6 +7,7 @@ mod augment_config;
 mod captions;
 mod checkpoint;
 mod chunks;
+mod damage;
 mod doctor;
 mod embedded;
 mod error;

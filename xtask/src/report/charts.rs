@@ -7,7 +7,7 @@ use ssl_vision::train::Verdict;
 
 use super::run::Run;
 
-/// Most dimensions that a page lists, and the steps over which curves are averaged, as a share of all.
+/// Curves are averaged over one step in so many of the run.
 const SMOOTHING_SHARE: usize = 50;
 
 /// Half of `ln 2πe`: the entropy of a normal distribution of variance 1.
