@@ -84,10 +84,10 @@ impl Pretrain {
         stop.store(true, Ordering::Relaxed);
         self.finish(&session)?;
         if !self.no_eval {
-            let folder = session.folder().path().to_owned();
+            let (folder, images) = (session.folder().path().to_owned(), session.images().clone());
             // The page opens the run by itself.
             drop(session);
-            println!("report   {}", report::write_page(&folder)?.display());
+            println!("report   {}", report::write_page(&folder, images)?.display());
         }
         Ok(ExitCode::SUCCESS)
     }

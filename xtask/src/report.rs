@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use ssl_vision::train::Images;
 
 use crate::use_threads;
 
@@ -64,7 +65,7 @@ impl Report {
         }
         let (page, out) = match &runs[..] {
             [only] => {
-                let pictures = if self.no_pictures { Vec::new() } else { gallery::of(&self.runs[0])? };
+                let pictures = if self.no_pictures { Vec::new() } else { gallery::of(&self.runs[0], None)? };
                 (page::of(only, pictures), self.runs[0].join("report.html"))
             }
             several => (compare::of(several), PathBuf::from("comparison.html")),
@@ -84,9 +85,9 @@ impl Report {
     }
 }
 
-/// Writes the page of the run in `folder`, with pictures, and returns its path.
-pub(crate) fn write_page(folder: &Path) -> anyhow::Result<PathBuf> {
-    let page = page::of(&Run::read(folder)?, gallery::of(folder)?);
+/// Writes the page of the run in `folder`, with pictures of its images, and returns its path.
+pub(crate) fn write_page(folder: &Path, images: Images) -> anyhow::Result<PathBuf> {
+    let page = page::of(&Run::read(folder)?, gallery::of(folder, Some(images))?);
     let path = folder.join("report.html");
     write(&path, &page.to_html())?;
     Ok(path)

@@ -1,8 +1,11 @@
-//! Eigenvalues and eigenvectors of symmetric matrices, by faer.
+//! Eigenvalues and eigenvectors of symmetric matrices, by nalgebra.
 
-use faer::{MatRef, Side};
+use nalgebra::{DMatrix, SymmetricEigen};
 
 use crate::{Error, Result};
+
+/// Rounds of the iteration, more than any matrix has needed: it takes some two for each eigenvalue.
+const MAX_ROUNDS: usize = 1_000_000;
 
 /// The eigenvalues of a symmetric matrix in descending order, with their vectors.
 #[derive(Debug)]
@@ -17,11 +20,14 @@ impl Eigen {
     /// Those of `matrix`, `(size, size)` row-major, of which one triangle is read.
     pub(crate) fn of(matrix: &[f64], size: usize) -> Result<Self> {
         check_finite(matrix, size)?;
-        let matrix = MatRef::from_row_major_slice(matrix, size, size);
-        let eigen = matrix.self_adjoint_eigen(Side::Lower).map_err(|_| Error::Eigenvalues { size })?;
-        // Ascending there.
-        let values = eigen.S().column_vector().iter().rev().copied().collect();
-        let vectors = eigen.U().col_iter().rev().flat_map(|v| v.iter().copied().collect::<Vec<_>>());
+        let matrix = DMatrix::from_row_slice(size, size, matrix);
+        let eigen =
+            SymmetricEigen::try_new(matrix, f64::EPSILON, MAX_ROUNDS).ok_or(Error::Eigenvalues { size })?;
+        let mut order: Vec<usize> = (0..size).collect();
+        order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+        let values = order.iter().map(|at| eigen.eigenvalues[*at]).collect();
+        let vectors =
+            order.iter().flat_map(|at| eigen.eigenvectors.column(*at).iter().copied().collect::<Vec<_>>());
         Ok(Self { values, vectors: vectors.collect() })
     }
 }
@@ -29,9 +35,9 @@ impl Eigen {
 /// The eigenvalues of `matrix`, `(size, size)` row-major and symmetric, in descending order.
 pub(crate) fn eigenvalues(matrix: &[f64], size: usize) -> Result<Vec<f64>> {
     check_finite(matrix, size)?;
-    let matrix = MatRef::from_row_major_slice(matrix, size, size);
-    let mut values = matrix.self_adjoint_eigenvalues(Side::Lower).map_err(|_| Error::Eigenvalues { size })?;
-    values.reverse();
+    let values = DMatrix::from_row_slice(size, size, matrix).symmetric_eigenvalues();
+    let mut values: Vec<f64> = values.iter().copied().collect();
+    values.sort_by(|a, b| b.total_cmp(a));
     Ok(values)
 }
 

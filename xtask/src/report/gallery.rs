@@ -41,14 +41,22 @@ struct Trained {
     images: Images,
 }
 
-/// The sections of the run in `folder`; none if it has no checkpoint yet or another process uses it.
-pub(super) fn of(folder: &Path) -> anyhow::Result<Vec<Section>> {
+/// The sections of the run in `folder`, on its `images`, or on those that its recipe names; none if it has no checkpoint yet,
+/// another process uses it, or the images are gone.
+pub(super) fn of(folder: &Path, images: Option<Images>) -> anyhow::Result<Vec<Section>> {
     let Ok((run, _)) = RunFolder::open(folder) else { return Ok(Vec::new()) };
     let Some((_, checkpoint)) = run.latest(&Device::Cpu, |notice| eprintln!("{notice}"))? else {
         return Ok(Vec::new());
     };
     let recipe = checkpoint.recipe.clone();
-    let images = open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))?;
+    let open = || open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path));
+    let images = match images.map_or_else(open, Ok) {
+        Ok(images) => images,
+        Err(error) => {
+            eprintln!("the page has no pictures: {error}");
+            return Ok(Vec::new());
+        }
+    };
     let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
     let method = recipe.method.build(&recipe.backbone, &params, images.train.len())?;
     params.load(&checkpoint.params)?;
