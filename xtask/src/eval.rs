@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::ensure;
 use candle_core::Device;
 use clap::Args;
+use ssl_vision::augment::presets;
 use ssl_vision::backbones::load_encoder;
 use ssl_vision::eval::KnnConfig;
 use ssl_vision::train::{DataConfig, Protocol, evaluate, open_images, study};
@@ -57,6 +59,13 @@ impl Eval {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let knn = KnnConfig { k: self.knn_k, temperature: self.knn_temperature };
         knn.check()?;
+        let presets = presets::names();
+        ensure!(
+            presets.contains(&self.views.as_str()),
+            "--views {} is unknown; available: {}",
+            self.views,
+            presets.join(", ")
+        );
         use_threads(self.threads)?;
         let encoder = load_encoder(&self.weights, &Device::Cpu)?;
         let (path, on_error, holdout) = (self.data.clone(), self.on_error, self.holdout);

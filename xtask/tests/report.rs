@@ -139,7 +139,10 @@ fn what_is_no_run_is_refused() {
     for (arguments, expected) in [
         (vec!["report", empty], "holds no run: there is no recipe.toml"),
         (vec!["report", empty, empty, "--follow"], "holds no run"),
-        (vec!["eval", "--weights", "none", "--study", "--views", "nothing"], "none"),
+        (
+            vec!["eval", "--weights", "none", "--study", "--views", "nothing"],
+            "--views nothing is unknown; available: ",
+        ),
     ] {
         let output = xtask(&arguments);
         assert!(
