@@ -41,6 +41,7 @@ fn small_network(method: &str) -> &'static [(&'static str, &'static str)] {
             ("train.max_steps", "300"),
         ],
         // Without the zero-initialised blocks the untrained network is a stronger opponent.
+        "seer" => &[],
         _ => &[("backbone.width", "8"), ("backbone.zero_init_residual", "false")],
     }
 }
@@ -137,20 +138,23 @@ fn collapses(method: &str, more: &[(&str, &str)]) -> Heard {
 }
 
 #[test]
-fn a_contrastive_loss_stays_at_its_uniform_value_where_the_temperature_hides_all_differences() {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = [
-        ("method.temperature", "10"),
-        ("optimizer.lr", "0.000001"),
-        ("train.epochs", "4"),
-        ("train.max_steps", "210"),
-    ];
-    let (_, heard) = train("simclr", &settings, &folder.path().join("run"));
-    let told = |notice: &String| {
-        notice.contains("at its value for a network that tells no image from another")
-            && notice.contains("try method.temperature")
-    };
-    assert!(heard.notices.iter().any(told), "{:?}", heard.notices);
+fn contrastive_losses_stay_at_their_uniform_value_where_the_temperature_hides_all_differences() {
+    let text = [("method.text_width", "32"), ("method.text_layers", "1")];
+    for (method, more, remedy) in [
+        ("simclr", &[("method.temperature", "10")][..], "try method.temperature"),
+        ("moco-v2", &[("method.temperature", "10")], "try method.temperature"),
+        // Here the temperature is learned, at a rate of nothing.
+        ("clip", &[("method.temperature", "1"), text[0], text[1]], "try more telling captions"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let still = [("optimizer.lr", "0.000001"), ("train.batch_size", "16"), ("train.max_steps", "210")];
+        let (_, heard) = train(method, &[more, &still].concat(), &folder.path().join("run"));
+        let told = |notice: &String| {
+            notice.contains("at its value for a network that tells no image from another")
+                && notice.contains(remedy)
+        };
+        assert!(heard.notices.iter().any(told), "{method}: {:?}", heard.notices);
+    }
 }
 
 #[test]
@@ -271,6 +275,21 @@ fn swav_learns() {
     learns("swav", &[&SWAV[..], &ZERO_START].concat());
 }
 
+/// The smallest RegNet, in the size of its recipe: its stem takes no smaller images.
+const SEER: [(&str, &str); 4] = [
+    ("augment.size", "28"),
+    ("augment.views", "[{copies = 2, size = 28, crop_scale = [0.3, 1]}]"),
+    ("schedule.warmup_epochs", "0"),
+    ("method.freeze_prototypes_steps", "10"),
+];
+
+#[test]
+fn seer_gathers_at_one_prototype_without_equal_shares() {
+    let more = [("method.sinkhorn_iterations", "0"), ("train.max_steps", "30"), ("train.batch_size", "32")];
+    let heard = collapses("seer", &[&SEER[..], &more].concat());
+    assert!(heard.notices[0].contains("all images choose 1 of 60 prototypes"), "{:?}", heard.notices);
+}
+
 /// Asserts that a short training of a method that predicts what is hidden gets better than the mean of what is hidden, in good
 /// health. A hundred steps are too few to show in the features.
 fn predicts(method: &str, more: &[(&str, &str)]) {
@@ -383,6 +402,33 @@ fn dino_gives_all_images_one_prototype_without_its_center() {
         ],
     );
     assert!(end(&heard.losses) < 0.5, "{:?}", heard.losses);
+}
+
+/// What [`dino_gives_all_images_one_prototype_without_its_center`] sets, for methods with patches.
+const NO_CENTER: [(&str, &str); 4] = [
+    ("method.center_momentum", "1"),
+    ("method.teacher_temperature", "0.02"),
+    ("method.head_norm", "false"),
+    ("train.max_steps", "80"),
+];
+
+#[test]
+fn ibot_gives_all_images_one_prototype_without_its_centers() {
+    collapses("ibot", &[&PATCHES[..], &NO_CENTER].concat());
+}
+
+#[test]
+fn dinov2_gives_all_images_one_prototype_without_equal_shares() {
+    let more = [
+        ("method.patch_prototypes", "64"),
+        ("method.sinkhorn_iterations", "0"),
+        ("method.koleo_weight", "0"),
+        ("method.warmup_teacher_temperature", "0.02"),
+        ("optimizer.lr", "0.006"),
+        ("train.epochs", "4"),
+        ("train.max_steps", "110"),
+    ];
+    collapses("dinov2", &[&PATCHES[..], &NO_CENTER, &more].concat());
 }
 
 #[test]

@@ -116,3 +116,36 @@ impl Observer for Progress {
         }
     }
 }
+
+/// The progress of a work of which only the steps are known.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    name: String,
+    bar: ProgressBar,
+    last_line: Instant,
+}
+
+impl Steps {
+    pub(crate) fn new(name: &str) -> Self {
+        // Draws nothing where there is no terminal.
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{prefix}  {bar:30} {pos}/{len}  {msg}  {eta} left") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(name.to_owned());
+        Self { name: name.to_owned(), bar, last_line: Instant::now() }
+    }
+
+    pub(crate) fn tell(&mut self, done: usize, total: usize, message: &str) {
+        self.bar.set_length(total as u64);
+        self.bar.set_position(done as u64);
+        self.bar.set_message(message.to_owned());
+        if done == total {
+            self.bar.finish();
+        }
+        if self.bar.is_hidden() && (done == total || self.last_line.elapsed() >= LINE_EVERY) {
+            self.last_line = Instant::now();
+            eprintln!("{}: step {done}/{total}  {message}", self.name);
+        }
+    }
+}

@@ -1,60 +1,14 @@
-//! The page of a run, of one that trains, and of several; the study of an encoder.
+//! The page of a run, of one that trains, and of several.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod corners;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
+use corners::{images, pretrain, text, xtask};
 use serde_json::Value;
-
-fn xtask(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_xtask")).args(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// IDX files of 600 images to train on and 200 to test on, of four kinds: a bright square in one of four corners on noise.
-fn images(folder: &Path) -> String {
-    let path = folder.join("images");
-    fs::create_dir_all(&path).unwrap();
-    fs::write(path.join("class_names.txt"), "north-west\nnorth-east\nsouth-west\nsouth-east\n").unwrap();
-    for (split, n) in [("train", 600u32), ("t10k", 200)] {
-        let (mut pixels, mut labels) = (vec![0, 0, 8, 3], vec![0, 0, 8, 1]);
-        [n, 12, 12].iter().for_each(|size| pixels.extend(size.to_be_bytes()));
-        labels.extend(n.to_be_bytes());
-        for i in 0..n {
-            let class = (i % 4) as usize;
-            labels.push(class as u8);
-            for at in 0..144usize {
-                let inside = (at / 12 / 6, at % 12 / 6) == (class / 2, class % 2);
-                let noise = (i as usize * 7919 + at * 104_729) % 97;
-                pixels.push((noise + if inside { 120 } else { 0 }) as u8);
-            }
-        }
-        fs::write(path.join(format!("{split}-images-idx3-ubyte")), pixels).unwrap();
-        fs::write(path.join(format!("{split}-labels-idx1-ubyte")), labels).unwrap();
-    }
-    path.to_str().unwrap().to_owned()
-}
-
-/// A run of a few steps of a small network.
-fn pretrain(method: &str, data: &str, out: &Path) {
-    let network = if method == "mae" { "backbone.width=64" } else { "backbone.width=2" };
-    let out = out.to_str().unwrap();
-    let small =
-        ["augment.size=8", "train.epochs=2", "train.max_steps=20", "schedule.warmup_epochs=0", network];
-    let mut arguments =
-        vec!["pretrain", "--method", method, "--data", data, "--out", out, "--batch-size", "60"];
-    small.iter().for_each(|setting| arguments.extend(["--set", setting]));
-    if method == "mae" {
-        arguments.extend(["--set", "backbone.depth=1", "--set", "backbone.patch_size=2"]);
-    }
-    let output = xtask(&arguments);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-}
 
 #[test]
 fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
@@ -99,37 +53,6 @@ fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
     assert!(
         fs::read_to_string(Path::new(charts).join("alignment-and-entropy.svg")).unwrap().starts_with("<svg")
     );
-}
-
-#[test]
-fn a_study_of_an_encoder_has_a_figure_for_each_of_its_parts() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = folder.path().join("run");
-    let data = images(folder.path());
-    pretrain("simclr", &data, &run);
-    let weights = run.join("encoder.safetensors");
-    let output =
-        xtask(&["eval", "--weights", weights.to_str().unwrap(), "--data", &data, "--study", "--json"]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let figures = result["study"].as_array().unwrap();
-    let value = |name: &str| {
-        let figure = figures.iter().find(|figure| figure["name"] == name);
-        figure.unwrap_or_else(|| panic!("{name} is missing"))["value"].as_f64().unwrap()
-    };
-    for name in [
-        "1 % of the labels",
-        "10 labels a class",
-        "adjusted Rand index",
-        "mAP@100",
-        "recall@1",
-        "noise",
-        "blur",
-    ] {
-        assert!((-0.1..=1.0).contains(&value(name)), "{name}: {}", value(name));
-    }
-    let truth = value("view_information");
-    assert!(truth > 0.0 && value("InfoNCE critic") < 256f64.ln(), "{truth}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use ssl_nn::{DrawsAt, Scope};
 
 use crate::regnet::RegNetConfig;
 use crate::resnet::{ResNetConfig, Stem};
+use crate::vit::Vit;
 use crate::vit_config::{Pooling, VitConfig, VitOptions};
 
 /// A network from images to one vector each.
@@ -28,6 +29,11 @@ pub trait Backbone: Send + Sync {
     fn forward_train(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
         let _ = draws;
         self.forward_t(x, true)
+    }
+
+    /// The network as a vision transformer, if it is one.
+    fn vision_transformer(&self) -> Option<&Vit> {
+        None
     }
 }
 

@@ -21,6 +21,8 @@ mod encoder;
 mod error;
 mod hub;
 mod jepa_predictor;
+mod last_blocks;
+mod layers;
 mod mae_decoder;
 mod part;
 mod regnet;
@@ -37,6 +39,8 @@ pub use encoder::{Encoder, EncoderInfo, export_foreign, import_foreign, load_enc
 pub use error::{Error, Result};
 pub use hub::HubFile;
 pub use jepa_predictor::{JepaPredictor, JepaPredictorConfig};
+pub use last_blocks::LastBlocks;
+pub use layers::layers_after_token;
 pub use mae_decoder::{MaeDecoder, MaeDecoderConfig};
 pub use regnet::{RegNet, RegNetConfig, RegNetStage};
 pub use resnet::{Block, ResNet, ResNetConfig, Stem};

@@ -321,6 +321,10 @@ impl Backbone for Vit {
     fn forward_train(&self, x: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
         self.forward(x, draws)
     }
+
+    fn vision_transformer(&self) -> Option<&Vit> {
+        Some(self)
+    }
 }
 
 #[cfg(test)]

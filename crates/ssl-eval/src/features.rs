@@ -1,5 +1,7 @@
 //! The embeddings of a labelled data set, computed once and kept.
 
+use std::ops::Range;
+
 use crate::{Error, Result};
 
 /// Finite features of labelled samples: `(N, D)` with N ≥ 1 and D ≥ 1, row-major, and N labels.
@@ -67,6 +69,17 @@ impl Features {
         &self.data[row * self.dim..(row + 1) * self.dim]
     }
 
+    /// The same samples with some of their features, those of the range `columns`.
+    ///
+    /// # Errors
+    /// If the range is empty or does not lie below [`dim`](Self::dim).
+    pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
+        check_size("end of the columns", columns.end.min(self.dim), columns.end)?;
+        let rows = self.data.chunks_exact(self.dim);
+        let data = rows.flat_map(|row| row.get(columns.clone()).unwrap_or_default()).copied().collect();
+        Self::new(data, columns.len(), self.labels.clone())
+    }
+
     /// The samples of the given rows, in that order.
     pub(crate) fn select(&self, rows: &[usize]) -> Result<Self> {
         let data = rows.iter().flat_map(|&row| self.row(row)).copied().collect();
@@ -122,5 +135,15 @@ mod tests {
         let features = Features::new(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2, vec![7, 8, 9]).unwrap();
         let selected = features.select(&[2, 0]).unwrap();
         assert_eq!(selected, Features::new(vec![4.0, 5.0, 0.0, 1.0], 2, vec![9, 7]).unwrap());
+    }
+
+    #[test]
+    fn columns_are_cut_out_of_every_row() {
+        let features = Features::new(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 3, vec![7, 8]).unwrap();
+        assert_eq!(
+            features.columns(1..3).unwrap(),
+            Features::new(vec![1.0, 2.0, 4.0, 5.0], 2, vec![7, 8]).unwrap()
+        );
+        assert!(features.columns(2..4).is_err() && features.columns(1..1).is_err());
     }
 }

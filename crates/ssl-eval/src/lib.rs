@@ -69,7 +69,9 @@ pub use crate::logistic_regression::{LogisticRegression, LogisticRegressionConfi
 pub use crate::low_shot::{LowShot, low_shot};
 pub use crate::principal::{PrincipalComponents, principal_components};
 pub use crate::retrieval::{Queries, mean_average_precision, mean_average_precision_at, recall_at};
-pub use crate::sgd_probe::{ProbeInput, ProbeSchedule, SgdProbeConfig, SgdProbeResult, sgd_probe};
+pub use crate::sgd_probe::{
+    ProbeInput, ProbeSchedule, SgdProbeConfig, SgdProbeResult, sgd_probe, sgd_probe_of,
+};
 pub use crate::spectrum::{
     alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
     singular_values, std_collapse,

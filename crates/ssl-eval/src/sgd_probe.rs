@@ -101,7 +101,7 @@ impl SgdProbeConfig {
             }
             "swav" | "barlow-twins" => Self { learning_rates: vec![0.3], weight_decay: 1e-6, ..base },
             "dino" => Self { learning_rates: vec![0.001], batch_size: 1024, ..base },
-            // Oquab et al., 2023, appendix B.3: the grid of the official code, without that over blocks.
+            // Oquab et al., 2023, appendix B.3: the grid of the official code; that over blocks is the caller's.
             "dinov2" => {
                 let learning_rates =
                     [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1].to_vec();
@@ -160,6 +160,8 @@ pub struct SgdProbeResult {
     pub classes: Vec<u32>,
     /// The learning rate that was taken, for a batch of 256.
     pub learning_rate: f64,
+    /// The number of the features that were taken, where there were several.
+    pub input: usize,
 }
 
 /// Trains a linear classifier by SGD on the training features, from weights of deviation 0.01, and reports its accuracy on
@@ -188,37 +190,62 @@ pub fn sgd_probe(
     config: &SgdProbeConfig,
     rng: &mut dyn RngCore,
 ) -> Result<SgdProbeResult> {
+    sgd_probe_of(&[(train.clone(), test.clone())], num_classes, config, rng)
+}
+
+/// [`sgd_probe`] of those of several features of the same samples that do best on the held-out training samples: training and
+/// test features each, as of other blocks of a network. Every learning rate is tried on each.
+///
+/// # Errors
+/// As [`sgd_probe`], or if there are no features.
+pub fn sgd_probe_of(
+    inputs: &[(Features, Features)],
+    num_classes: usize,
+    config: &SgdProbeConfig,
+    rng: &mut dyn RngCore,
+) -> Result<SgdProbeResult> {
     config.check()?;
-    train.check_labels(num_classes)?;
-    test.check_labels(num_classes)?;
-    test.check_dim(train.dim())?;
-    let (train, test) = match config.input {
+    let inputs = inputs.iter().map(|(train, test)| {
+        train.check_labels(num_classes)?;
+        test.check_labels(num_classes)?;
+        test.check_dim(train.dim())?;
+        seen(train, test, config.input)
+    });
+    let inputs = inputs.collect::<Result<Vec<_>>>()?;
+    let (mut input, mut learning_rate) = (0, config.learning_rates[0]);
+    if inputs.len() * config.learning_rates.len() > 1 {
+        let mut best = -1.0;
+        for (number, (train, _)) in inputs.iter().enumerate() {
+            let split = stratified_split(train.labels(), num_classes, config.validation_fraction)?;
+            let (fit, held_out) = (train.select(&split.fit)?, train.select(&split.held_out)?);
+            for &lr in &config.learning_rates {
+                // One that diverges is not the best.
+                let Ok(classes) = Classifier::train(&fit, num_classes, config, lr, rng)?.predict(&held_out)
+                else {
+                    continue;
+                };
+                let top1 = accuracy(&classes, held_out.labels())?;
+                if top1 > best {
+                    (best, input, learning_rate) = (top1, number, lr);
+                }
+            }
+        }
+    }
+    let (train, test) = inputs.get(input).ok_or(Error::Empty)?;
+    let classes = Classifier::train(train, num_classes, config, learning_rate, rng)?.predict(test)?;
+    Ok(SgdProbeResult { top1: accuracy(&classes, test.labels())?, classes, learning_rate, input })
+}
+
+/// Training and test features as the classifier sees them.
+fn seen(train: &Features, test: &Features, input: ProbeInput) -> Result<(Features, Features)> {
+    Ok(match input {
         ProbeInput::AsIs => (train.clone(), test.clone()),
         ProbeInput::Standardized => {
             let standardizer = Standardizer::fit(train);
             (standardizer.apply(train)?, standardizer.apply(test)?)
         }
         ProbeInput::UnitLength => (unit_length(train)?, unit_length(test)?),
-    };
-    let mut learning_rate = config.learning_rates[0];
-    if config.learning_rates.len() > 1 {
-        let split = stratified_split(train.labels(), num_classes, config.validation_fraction)?;
-        let (fit, held_out) = (train.select(&split.fit)?, train.select(&split.held_out)?);
-        let mut best = -1.0;
-        for &lr in &config.learning_rates {
-            // One that diverges is not the best.
-            let Ok(classes) = Classifier::train(&fit, num_classes, config, lr, rng)?.predict(&held_out)
-            else {
-                continue;
-            };
-            let top1 = accuracy(&classes, held_out.labels())?;
-            if top1 > best {
-                (best, learning_rate) = (top1, lr);
-            }
-        }
-    }
-    let classes = Classifier::train(&train, num_classes, config, learning_rate, rng)?.predict(&test)?;
-    Ok(SgdProbeResult { top1: accuracy(&classes, test.labels())?, classes, learning_rate })
+    })
 }
 
 fn unit_length(features: &Features) -> Result<Features> {
@@ -406,6 +433,21 @@ mod tests {
         for (own, expected) in own.parameters.iter().zip(expected) {
             assert!(own.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6), "{own:?}");
         }
+    }
+
+    #[test]
+    fn of_several_features_those_are_taken_that_tell_most() {
+        let (train, test) = (clouds(600, 1), clouds(300, 2));
+        let blind = |of: &Features| {
+            let data = of.data().iter().map(|value| value.fract()).collect();
+            Features::new(data, 2, of.labels().to_vec()).unwrap()
+        };
+        let inputs = [(blind(&train), blind(&test)), (train, test)];
+        let config = SgdProbeConfig::named("swav").unwrap();
+        let found = sgd_probe_of(&inputs, 3, &config, &mut ChaCha8Rng::seed_from_u64(3)).unwrap();
+        assert!(found.input == 1 && found.top1 > 0.95, "{found:?}");
+        let none = sgd_probe_of(&[], 3, &config, &mut ChaCha8Rng::seed_from_u64(3)).unwrap_err();
+        assert!(matches!(none, Error::Empty), "{none}");
     }
 
     #[test]

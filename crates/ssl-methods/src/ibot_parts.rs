@@ -1,5 +1,7 @@
 //! What iBOT and DINOv2 consist of, as the settings of both say: one method, two tables of a recipe.
 
+use ssl_backbones::layers_after_token;
+
 use crate::checks;
 use crate::dino_head::DinoHeadConfig;
 use crate::teacher::TeacherTemperature;
@@ -57,15 +59,9 @@ impl LayerRates {
     /// The factor of the parameter `name`, in an encoder of `depth` blocks.
     pub(crate) fn of(self, name: &str, depth: usize) -> f64 {
         let above = match name.strip_prefix("backbone.") {
-            None if name != "mask_token" => 0,
-            Some(rest) if rest.starts_with("norm.") => 0,
-            Some(rest) => {
-                match rest.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse().ok()) {
-                    Some(block) => depth.saturating_sub(block),
-                    None => depth + 1,
-                }
-            }
-            None => depth + 1,
+            Some(name) => layers_after_token(name, depth),
+            None if name == "mask_token" => depth + 1,
+            None => 0,
         };
         let patches = if name.starts_with("backbone.patch_embed.") { self.patch_embed } else { 1.0 };
         self.decay.powi(above as i32) * patches

@@ -47,7 +47,26 @@ impl Loader {
             Sampler { seed: recipe.seed, images: images.len(), batch_size: recipe.train.batch_size };
         let order = Mutex::new((usize::MAX, Arc::default()));
         let plan = Plan::Steps { sampler, parts: recipe.train.accumulate, order };
-        Self::start(recipe, images, plan, range, threads, device)
+        Self::start(Maker::of_recipe(recipe, images, plan)?, range, threads, device)
+    }
+
+    /// Starts `threads` workers on the first `steps` batches of a training with labels, on one view of each image.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub(crate) fn labelled(
+        sampler: Sampler,
+        images: Arc<Tolerant>,
+        view: MultiView,
+        normalize: Normalize,
+        steps: usize,
+        threads: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let plan = Plan::Steps { sampler, parts: 1, order: Mutex::new((usize::MAX, Arc::default())) };
+        let (sizes, views, seed) = (view.sizes(), (view, None), sampler.seed);
+        let maker = Maker { images, captions: None, views, sizes, normalize, float: false, seed, plan };
+        Self::start(maker, 0..steps, threads, device)
     }
 
     /// Starts `threads` workers on one pass over all images in their order, between the steps `step − 1` and `step`.
@@ -66,7 +85,7 @@ impl Loader {
     ) -> Result<Self> {
         let batches = images.len().div_ceil(recipe.train.batch_size / recipe.train.accumulate);
         let plan = Plan::Pass { step, batches };
-        Self::start(recipe, images, plan, 0..batches, threads, device)
+        Self::start(Maker::of_recipe(recipe, images, plan)?, 0..batches, threads, device)
     }
 
     /// Starts `threads` workers on `draws` sets of views of the images `index`, one batch a set. They are the same whenever
@@ -82,28 +101,12 @@ impl Loader {
         threads: usize,
         device: &Device,
     ) -> Result<Self> {
-        Self::start(recipe, images, Plan::Measure { index }, 0..draws, threads, device)
+        let maker = Maker::of_recipe(recipe, images, Plan::Measure { index })?;
+        Self::start(maker, 0..draws, threads, device)
     }
 
-    fn start(
-        recipe: &Recipe,
-        images: Arc<Tolerant>,
-        plan: Plan,
-        range: Range<usize>,
-        threads: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        let captions = recipe.text.as_ref().map(|text| Captions::new(text, images.class_names()));
-        let maker = Arc::new(Maker {
-            images,
-            captions: captions.transpose()?,
-            views: recipe.views()?,
-            sizes: recipe.view_sizes()?,
-            normalize: recipe.augment.normalize()?,
-            float: recipe.augment.is_float()?,
-            seed: recipe.seed,
-            plan,
-        });
+    fn start(maker: Maker, range: Range<usize>, threads: usize, device: &Device) -> Result<Self> {
+        let maker = Arc::new(maker);
         let queue =
             Queue { next_job: range.start, next_out: range.start, end: range.end, ..Default::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), changed: Condvar::new() });
@@ -124,6 +127,25 @@ impl Loader {
     /// # Errors
     /// If an image cannot be decoded and the policy says stop.
     pub fn next_batch(&mut self) -> Option<Result<Batch>> {
+        self.next_host().map(|host| host.and_then(|host| host.into_batch(&self.device)))
+    }
+
+    /// The next micro-batch with the labels of its images.
+    ///
+    /// # Errors
+    /// As [`Loader::next_batch`], or if an image has no label.
+    pub(crate) fn next_labelled(&mut self) -> Option<Result<(Batch, Vec<u32>)>> {
+        let host = self.next_host()?;
+        Some(host.and_then(|host| {
+            let label = |(label, index): (&Option<u32>, &usize)| {
+                label.ok_or_else(|| Error::Recipe(format!("image {index} has no label")))
+            };
+            let labels = host.labels.iter().zip(&host.index).map(label).collect::<Result<_>>()?;
+            Ok((host.into_batch(&self.device)?, labels))
+        }))
+    }
+
+    fn next_host(&mut self) -> Option<Result<HostBatch>> {
         let mut queue = self.shared.lock();
         let host = loop {
             if queue.next_out == queue.end {
@@ -142,8 +164,7 @@ impl Loader {
             }
             queue = self.shared.wait(queue);
         };
-        drop(queue);
-        Some(host.and_then(|host| host.into_batch(&self.device)))
+        Some(host)
     }
 }
 
@@ -221,6 +242,7 @@ struct HostBatch {
     /// Pixels of each view, `(B, 3, S, S)`, and its size `S`.
     views: Vec<(Vec<f32>, usize)>,
     index: Vec<usize>,
+    labels: Vec<Option<u32>>,
     /// Token ids, `(B, 77)`.
     text: Option<Vec<u32>>,
 }
@@ -291,6 +313,20 @@ struct Maker {
 }
 
 impl Maker {
+    fn of_recipe(recipe: &Recipe, images: Arc<Tolerant>, plan: Plan) -> Result<Self> {
+        let captions = recipe.text.as_ref().map(|text| Captions::new(text, images.class_names()));
+        Ok(Self {
+            images,
+            captions: captions.transpose()?,
+            views: recipe.views()?,
+            sizes: recipe.view_sizes()?,
+            normalize: recipe.augment.normalize()?,
+            float: recipe.augment.is_float()?,
+            seed: recipe.seed,
+            plan,
+        })
+    }
+
     fn make(&self, number: usize) -> Result<HostBatch> {
         let (index, purpose, time) = self.plan.batch(number, self.images.len());
         let n = index.len();
@@ -298,8 +334,10 @@ impl Maker {
         let mut views: Vec<_> =
             self.sizes.iter().map(|size| (vec![0f32; n * 3 * size * size], *size)).collect();
         let mut text = self.captions.as_ref().map(|_| Vec::new());
+        let mut labels = Vec::with_capacity(n);
         for (row, image) in index.iter().enumerate() {
             let sample = self.images.get(*image)?;
+            labels.push(sample.label);
             if let (Some(captions), Some(text)) = (&self.captions, &mut text) {
                 let pass = u32::from(purpose == Purpose::Pass);
                 let mut rng = rng(self.seed, Purpose::Caption, time, *image as u64, pass);
@@ -313,7 +351,7 @@ impl Maker {
                 self.write_views(of_partners, partner, rng, row, second)?;
             }
         }
-        Ok(HostBatch { views, index, text })
+        Ok(HostBatch { views, index, labels, text })
     }
 
     fn write_views(

@@ -5,13 +5,13 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use ssl_augment::{Image, MultiView, Normalize, ResizeCenterCrop, presets};
-use ssl_backbones::Backbone;
+use ssl_backbones::{Backbone, LastBlocks};
 use ssl_data::{Dataset, Tolerant};
 use ssl_eval::{
     Bound, CriticConfig, Features, KMeansConfig, KsgConfig, LinearProbeConfig, LowShot, Queries,
     SgdProbeConfig, adjusted_rand_index, clustering_accuracy, critic_information, k_means, knn_accuracy,
     ksg_information, linear_probe, low_shot, mean_average_precision_at, normalized_mutual_information,
-    principal_components, recall_at, sgd_probe,
+    principal_components, recall_at, sgd_probe_of,
 };
 use ssl_nn::{Purpose, Rng, rng};
 
@@ -33,6 +33,9 @@ const FEW: [(&str, LowShot); 3] = [
 
 /// Steps below which a probe by LARS says nothing of the features.
 const LARS_STEPS: usize = 2000;
+
+/// Blocks of a vision transformer that the probes of DINO and DINOv2 look at.
+const BLOCKS: usize = 4;
 
 /// Ranks that retrieval looks at.
 const RANKS: usize = 100;
@@ -88,6 +91,8 @@ struct Subject<'a> {
     device: &'a Device,
     train: Features,
     test: Features,
+    /// Of the last blocks of a vision transformer, on training and test images.
+    blocks: Option<(Features, Features)>,
     classes: usize,
 }
 
@@ -118,13 +123,21 @@ pub fn study(
         device,
         train: embed(backbone, &images.train, protocol, device)?,
         test: embed(backbone, set, protocol, device)?,
+        blocks: match backbone.vision_transformer() {
+            Some(vit) => {
+                let last = LastBlocks::new(vit, BLOCKS);
+                let of = |set| embed(&last, set, protocol, device);
+                Some((of(&images.train)?, of(set)?))
+            }
+            None => None,
+        },
         classes: images.class_names().len(),
     };
     let mut study = Study { figures: Vec::new() };
     progress("few labels");
     subject.few_labels(&mut study)?;
     progress("probes of papers");
-    subject.probes(&mut study);
+    subject.probes(&mut study)?;
     progress("clusters and retrieval");
     subject.clusters(&mut study)?;
     subject.retrieval(&mut study)?;
@@ -162,7 +175,7 @@ impl Subject<'_> {
         Ok(())
     }
 
-    fn probes(&self, study: &mut Study) {
+    fn probes(&self, study: &mut Study) -> Result<()> {
         for (i, name) in SgdProbeConfig::NAMES.into_iter().enumerate() {
             let Some(config) = SgdProbeConfig::named(name) else { continue };
             // LARS needs many steps to move weights at all.
@@ -171,10 +184,39 @@ impl Subject<'_> {
             }
             let mut rng = self.rng(7, i as u64, 0);
             // One that diverges on these features is left out: its rate was chosen for others.
-            if let Ok(found) = sgd_probe(&self.train, &self.test, self.classes, &config, &mut rng) {
+            let inputs = self.probe_inputs(name)?;
+            let (names, inputs): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
+            if let Ok(found) = sgd_probe_of(&inputs, self.classes, &config, &mut rng) {
+                let name = format!("{name}{}", names[found.input]);
                 study.put("linear probe by SGD, as in papers", name, found.top1);
             }
         }
+        Ok(())
+    }
+
+    /// The features that the probe of a paper chooses from, with what is told of each.
+    fn probe_inputs(&self, name: &str) -> Result<Vec<(String, (Features, Features))>> {
+        let Some((train, test)) = &self.blocks else {
+            return Ok(vec![(String::new(), (self.train.clone(), self.test.clone()))]);
+        };
+        let width = self.train.dim();
+        let blocks = train.dim() / width - 1;
+        let choices: &[(usize, bool)] = match name {
+            "dino" => &[(blocks, false)],
+            "dinov2" => &[(1, false), (blocks, false), (1, true), (blocks, true)],
+            _ => return Ok(vec![(String::new(), (self.train.clone(), self.test.clone()))]),
+        };
+        let input = |&(last, mean): &(usize, bool)| {
+            let end = blocks + usize::from(mean);
+            let columns = (blocks - last) * width..end * width;
+            let with_mean = if mean { " and mean of patches" } else { "" };
+            let told = match last {
+                1 => format!(", last block{with_mean}"),
+                _ => format!(", last {last} blocks{with_mean}"),
+            };
+            Ok((told, (train.columns(columns.clone())?, test.columns(columns)?)))
+        };
+        choices.iter().map(input).collect()
     }
 
     fn clusters(&self, study: &mut Study) -> Result<()> {
