@@ -7,6 +7,7 @@ mod gallery;
 mod page;
 mod run;
 mod serve;
+mod spectrum;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -72,6 +72,7 @@ fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
             "Loss",
             "Alignment and entropy",
             "Nearest neighbours",
+            "Spectrum of the covariance",
             "Map of the features",
             "raw pixels",
         ];
