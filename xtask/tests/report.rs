@@ -63,9 +63,7 @@ fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
     let data = images(folder.path());
     pretrain("simclr", &data, &simclr);
     pretrain("mae", &data, &mae);
-    for (run, own) in
-        [(&simclr, "lower bound on I(view; view)"), (&mae, "What the visible tells of the hidden")]
-    {
+    for (run, own) in [(&simclr, "Bound on I(view; view)"), (&mae, "What the visible tells of the hidden")] {
         let page = fs::read_to_string(run.join("report.html")).unwrap();
         let parts = [
             "The doctor",
