@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -56,6 +60,31 @@ fn pretrain(method: &str, data: &str, out: &Path) {
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
+/// The page of the run in `folder` as `--follow` serves it once it asks for no newer one.
+fn followed(folder: &Path) -> String {
+    let mut server = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["report", folder.to_str().unwrap(), "--follow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    let page = loop {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        if !page.contains("data-refresh") {
+            break page;
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
+    server.kill().unwrap();
+    server.wait().unwrap();
+    page
+}
+
 #[test]
 fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,6 +116,10 @@ fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
         assert!(result["doctor"].is_array() && result["measure_share"].as_f64().is_some());
         let [low, high] = [0, 1].map(|bound| result["knn"]["interval"][bound].as_f64().unwrap());
         assert!((low..=high).contains(&result["knn"]["top1"].as_f64().unwrap()));
+    }
+    let live = followed(&mae);
+    for part in ["how it completes it", "Nearest neighbours", "t-SNE of the features", "After step 20."] {
+        assert!(live.contains(part), "{part} is missing in the page that is served");
     }
     let page = folder.path().join("both.html");
     let charts = folder.path().join("charts");

@@ -49,40 +49,68 @@ pub(super) fn of(folder: &Path, images: Option<Images>) -> anyhow::Result<Vec<Se
     let Some((_, checkpoint)) = run.latest(&Device::Cpu, |notice| eprintln!("{notice}"))? else {
         return Ok(Vec::new());
     };
-    let recipe = checkpoint.recipe.clone();
-    let open = || open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path));
-    let images = match images.map_or_else(open, Ok) {
-        Ok(images) => images,
+    match images.map_or_else(|| images_of(&checkpoint.recipe), Ok) {
+        Ok(images) => of_checkpoint(checkpoint, images),
         Err(error) => {
             eprintln!("the page has no pictures: {error}");
-            return Ok(Vec::new());
+            Ok(Vec::new())
         }
-    };
+    }
+}
+
+/// The images that a recipe names.
+pub(super) fn images_of(recipe: &Recipe) -> ssl_vision::train::Result<Images> {
+    open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))
+}
+
+/// What needs no network: the views that it is trained on.
+pub(super) fn of_views(recipe: &Recipe, images: &Images) -> anyhow::Result<Section> {
+    Ok(saw(vec![seen_views(recipe, images)?]))
+}
+
+/// The sections of a run as a checkpoint has it.
+pub(super) fn of_checkpoint(checkpoint: Checkpoint, images: Images) -> anyhow::Result<Vec<Section>> {
+    let recipe = checkpoint.recipe.clone();
     let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
     let method = recipe.method.build(&recipe.backbone, &params, images.train.len())?;
     params.load(&checkpoint.params)?;
     let trained = Trained { recipe, checkpoint, method, images };
-    let mut saw = vec![picture(
-        &views::picture(&trained.recipe, &trained.images, IMAGES, 1)?,
-        "An image a row: as it is, then its views.",
-    )?];
-    saw.extend(tokens(&trained)?);
-    let saw = Gallery { caption: String::new(), images: saw };
-    let mut sections = vec![Section::new("pictures", "What the network saw", vec![Block::Gallery(saw)])];
+    let mut seen = vec![seen_views(&trained.recipe, &trained.images)?];
+    seen.extend(tokens(&trained)?);
     let (bank, h) = bank(&trained)?;
+    let untrained = features(&*untrained(&trained)?, &bank.x)?;
+    let after = format!("After step {}.", trained.checkpoint.step);
     let (neighbours, maps) = (neighbours(&trained, &bank, &h)?, maps(&trained)?);
-    sections.push(Section {
-        intro: format!(
-            "At the left an image that the network was not trained on, then the {NEIGHBOURS} images with the most similar \
-             features of {} that it was trained on.",
-            bank.pixels.len()
-        ),
-        ..Section::new("neighbours", "Nearest neighbours", vec![Block::Gallery(neighbours)])
-    });
-    let chart = spectrum::chart(&h, &features(&*untrained(&trained)?, &bank.x)?)?;
-    sections.push(Section::new("spectrum", "Spectrum of the features", vec![Block::Charts(vec![chart])]));
-    sections.push(Section::new("map", "Map of the features", vec![Block::Charts(maps)]));
-    Ok(sections)
+    Ok(vec![
+        saw(seen),
+        Section {
+            intro: format!(
+                "At the left an image that the network was not trained on, then the {NEIGHBOURS} images with the most \
+                 similar features of {} that it was trained on. {after}",
+                bank.pixels.len()
+            ),
+            ..Section::new("neighbours", "Nearest neighbours", vec![Block::Gallery(neighbours)])
+        },
+        Section {
+            intro: after.clone(),
+            ..Section::new(
+                "spectrum",
+                "Spectrum of the features",
+                vec![Block::Charts(vec![spectrum::chart(&h, &untrained)?])],
+            )
+        },
+        Section { intro: after, ..Section::new("map", "Map of the features", vec![Block::Charts(maps)]) },
+    ])
+}
+
+fn saw(images: Vec<Picture>) -> Section {
+    let gallery = Gallery { caption: String::new(), images };
+    Section::new("pictures", "What the network saw", vec![Block::Gallery(gallery)])
+}
+
+fn seen_views(recipe: &Recipe, images: &Images) -> anyhow::Result<Picture> {
+    let caption = "An image a row: as it is, then its views.";
+    picture(&views::picture(recipe, images, IMAGES, 1)?, caption)
 }
 
 /// What a vision transformer looks at, and what it completes.
