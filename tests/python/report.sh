@@ -20,9 +20,8 @@ fail() {
 }
 
 timed() {
-    local start=$SECONDS
-    "$@"
-    echo "$1: $((SECONDS - start)) s"
+    local TIMEFORMAT="$1: %0R s, %0U s of processors"
+    time "$@"
 }
 
 install_python() {
@@ -118,9 +117,11 @@ python=$venv/bin/python
 trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT
 rm -rf "$out"
 mkdir -p "$out"
-timed install
+timed install &
+installing=$!
 timed images
 timed pretrain mae --set backbone.width=64 --set backbone.depth=2 --set backbone.patch_size=4
+wait "$installing"
 timed follow
 timed pages
 timed events
