@@ -27,7 +27,7 @@ pub(crate) use run::Run;
 /// good it is. One file that needs no network. Several runs become one page that compares them.
 ///
 /// `pretrain` writes the page of its run by itself when it ends. While it still trains, `--follow` shows the page in a browser
-/// and keeps it up to date.
+/// and keeps it up to date, with pictures of every new checkpoint by one thread that mostly rests.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask report runs/simclr-fashion-mnist

@@ -50,7 +50,8 @@ impl Live {
             }
             own.change(|made| made.last = true);
         };
-        thread::Builder::new().spawn(work).context("no thread could be started")?;
+        // A deep network is dropped by recursion.
+        thread::Builder::new().stack_size(64 << 20).spawn(work).context("no thread could be started")?;
         Ok(live)
     }
 
