@@ -4,9 +4,11 @@ mod charts;
 mod compare;
 mod events;
 mod gallery;
+mod live;
 mod page;
 mod run;
 mod serve;
+mod spectrum;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use clap::Args;
 use ssl_vision::train::Images;
 
 use crate::use_threads;
+use live::Live;
 
 pub(crate) use events::Events;
 pub(crate) use run::Run;
@@ -24,7 +27,7 @@ pub(crate) use run::Run;
 /// good it is. One file that needs no network. Several runs become one page that compares them.
 ///
 /// `pretrain` writes the page of its run by itself when it ends. While it still trains, `--follow` shows the page in a browser
-/// and keeps it up to date.
+/// and keeps it up to date, with pictures of every new checkpoint by one thread that mostly rests.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask report runs/simclr-fashion-mnist
@@ -50,18 +53,19 @@ pub(crate) struct Report {
     /// Leave out the pictures, for which the network has to look at images.
     #[arg(long)]
     no_pictures: bool,
-    /// Threads to compute with; all cores by default.
+    /// Threads to compute with; all cores by default, and one with --follow.
     #[arg(long)]
     threads: Option<usize>,
 }
 
 impl Report {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        use_threads(self.threads)?;
+        use_threads(self.threads.or(self.follow.then_some(1)))?;
         let runs = self.runs.iter().map(|folder| Run::read(folder)).collect::<anyhow::Result<Vec<_>>>()?;
         if self.follow {
             ensure!(runs.len() == 1, "--follow shows one run, got {}", runs.len());
-            return serve::follow(&self.runs[0], self.port);
+            let live = if self.no_pictures { Live::without_pictures() } else { Live::start(&self.runs[0])? };
+            return serve::follow(&self.runs[0], self.port, &live);
         }
         let (page, out) = match &runs[..] {
             [only] => {

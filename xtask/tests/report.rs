@@ -5,10 +5,40 @@
 mod corners;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use corners::{images, pretrain, text, xtask};
 use serde_json::Value;
+
+/// The page of the run in `folder` as `--follow` serves it once it asks for no newer one.
+fn followed(folder: &Path) -> String {
+    let mut server = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["report", folder.to_str().unwrap(), "--follow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    let page = loop {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        if !page.contains("data-refresh") {
+            break page;
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
+    server.kill().unwrap();
+    server.wait().unwrap();
+    page
+}
 
 #[test]
 fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
@@ -17,15 +47,14 @@ fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
     let data = images(folder.path());
     pretrain("simclr", &data, &simclr);
     pretrain("mae", &data, &mae);
-    for (run, own) in
-        [(&simclr, "lower bound on I(view; view)"), (&mae, "What the visible tells of the hidden")]
-    {
+    for (run, own) in [(&simclr, "Bound on I(view; view)"), (&mae, "What the visible tells of the hidden")] {
         let page = fs::read_to_string(run.join("report.html")).unwrap();
         let parts = [
             "The doctor",
             "Loss",
             "Alignment and entropy",
             "Nearest neighbours",
+            "Spectrum of the covariance",
             "Map of the features",
             "raw pixels",
         ];
@@ -42,6 +71,10 @@ fn a_run_ends_with_a_page_and_events_and_several_runs_are_compared() {
         assert!(result["doctor"].is_array() && result["measure_share"].as_f64().is_some());
         let [low, high] = [0, 1].map(|bound| result["knn"]["interval"][bound].as_f64().unwrap());
         assert!((low..=high).contains(&result["knn"]["top1"].as_f64().unwrap()));
+    }
+    let live = followed(&mae);
+    for part in ["how it completes it", "Nearest neighbours", "t-SNE of the features", "After step 20."] {
+        assert!(live.contains(part), "{part} is missing in the page that is served");
     }
     let page = folder.path().join("both.html");
     let charts = folder.path().join("charts");

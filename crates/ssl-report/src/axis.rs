@@ -36,9 +36,11 @@ impl Axis {
             shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         if low > high {
             (low, high) = if scale == Scale::Log { (0.1, 1.0) } else { (0.0, 1.0) };
+        } else if low == high && low.abs() < f64::MIN_POSITIVE {
+            // Most of what is counted or measured begins at zero.
+            (low, high) = (0.0, 1.0);
         } else if low == high {
-            let reach = if low.abs() < f64::MIN_POSITIVE { 1.0 } else { low.abs() / 2.0 };
-            (low, high) = (low - reach, high + reach);
+            (low, high) = (low - low.abs() / 2.0, high + high.abs() / 2.0);
         }
         let (low, high) = match scale {
             Scale::Linear => {

@@ -3,7 +3,8 @@
 use maud::{Markup, html};
 
 use crate::axis::{Axis, Scale};
-use crate::frame::{Frame, HEIGHT, Key, Level, Plot, Symbol, draw_levels};
+use crate::frame::{Frame, HEIGHT, Key, Plot, Symbol};
+use crate::level::{Level, draw_levels};
 use crate::lying_bars::draw_lying;
 use crate::number::number;
 use crate::symbol::{colour, cross, px};
@@ -182,7 +183,7 @@ impl BarChart {
                     }
                 }))
             }
-            (draw_levels(&frame, &self.levels))
+            (draw_levels(&frame, &self.levels, &[]))
         }
     }
 

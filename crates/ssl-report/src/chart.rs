@@ -3,7 +3,7 @@
 use maud::{Markup, PreEscaped, html};
 
 use crate::bar_chart::BarChart;
-use crate::frame::{Key, Plot, WIDTH};
+use crate::frame::{Hovered, Key, Plot, WIDTH};
 use crate::heatmap::Heatmap;
 use crate::line_chart::LineChart;
 use crate::path_chart::PathChart;
@@ -154,12 +154,15 @@ impl From<Heatmap> for Chart {
 
 fn draw_key(key: &Key) -> Markup {
     let has_symbol = key.text_x() > 0.0;
+    // As wide as any value, so that nothing moves while the pointer does.
+    let width = |hovered: &Hovered| format!("min-width:{}ch", hovered.letters.max(key.value.chars().count()));
     html! {
         li {
             @if has_symbol { svg class="chart symbol" viewBox="0 0 22 12" aria-hidden="true" { (key.symbol.draw()) } }
             span { (key.name) }
             @if !key.value.is_empty() || key.hovered.is_some() {
-                span class="key-value" data-series=[key.hovered] { (key.value) }
+                span class="key-value" data-series=[key.hovered.map(|h| h.place)]
+                    style=[key.hovered.as_ref().map(width)] { (key.value) }
             }
         }
     }

@@ -29,8 +29,17 @@ pub(crate) struct Key {
     pub(crate) name: String,
     /// The value beside the name, such as the last one.
     pub(crate) value: String,
-    /// The place among the values that the script of the page reads off.
-    pub(crate) hovered: Option<usize>,
+    /// What the script of the page writes there.
+    pub(crate) hovered: Option<Hovered>,
+}
+
+/// Values that the script of the page reads off a chart and writes into its legend.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hovered {
+    /// Their place among those of all series.
+    pub(crate) place: usize,
+    /// Letters of the longest.
+    pub(crate) letters: usize,
 }
 
 impl Key {
@@ -157,56 +166,6 @@ impl Frame {
     pub(crate) fn draw_empty(&self) -> Markup {
         let (x, y) = ((self.left + self.right) / 2.0, (self.top + self.bottom) / 2.0);
         html! { text class="axis" x=(px(x)) y=(px(y)) text-anchor="middle" { "no values yet" } }
-    }
-}
-
-/// A horizontal line to compare values with, such as what an untrained network reaches.
-///
-/// ```
-/// let level = ssl_report::Level::new("ceiling ln 4096", 4096_f64.ln());
-/// assert_eq!(level.label, "ceiling ln 4096");
-/// ```
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Level {
-    /// What the line stands for.
-    pub label: String,
-    /// Where it is on the axis of values.
-    pub value: f64,
-}
-
-impl Level {
-    /// A line with its label.
-    #[must_use]
-    pub fn new(label: impl Into<String>, value: f64) -> Self {
-        Self { label: label.into(), value }
-    }
-}
-
-/// Lines with labels. Neighbours whose labels would touch write them at different ends.
-pub(crate) fn draw_levels(frame: &Frame, levels: &[Level]) -> Markup {
-    let mut placed: Vec<(f64, &Level)> =
-        levels.iter().filter_map(|l| Some((frame.up(l.value)?, l))).collect();
-    placed.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut at_right = true;
-    let mut before = f64::NEG_INFINITY;
-    let ends: Vec<bool> = placed
-        .iter()
-        .map(|(y, _)| {
-            at_right = y - before > 15.0 || !at_right;
-            before = *y;
-            at_right
-        })
-        .collect();
-    html! {
-        @for ((y, level), at_right) in placed.iter().zip(ends) {
-            @let (x, anchor) = if at_right { (frame.right - 4.0, "end") } else { (frame.left + 4.0, "start") };
-            path class="level" d={ "M" (px(frame.left)) " " (px(*y)) "H" (px(frame.right)) } {
-                title { (level.label) ": " (number(level.value)) }
-            }
-            // A label above the highest line would lie outside of the box.
-            @let text_y = if y - frame.top < 7.0 { y + 13.0 } else { y - 4.0 };
-            text class="label" x=(px(x)) y=(px(text_y)) text-anchor=(anchor) { (level.label) }
-        }
     }
 }
 

@@ -45,6 +45,11 @@ impl Line {
         self.strong.iter().filter_map(|(x, y)| Some((*x, y.filter(|y| self.scale.shows(*y))?)))
     }
 
+    /// Where the line runs.
+    pub(crate) fn placed(&self, frame: &Frame) -> Vec<(f64, f64)> {
+        self.shown().filter_map(|(x, y)| frame.point(x, y)).collect()
+    }
+
     /// The values without a place on the axis.
     pub(crate) fn odd(&self) -> impl Iterator<Item = (f64, f64)> {
         self.strong.iter().filter_map(|(x, y)| Some((*x, y.filter(|y| !self.scale.shows(*y))?)))

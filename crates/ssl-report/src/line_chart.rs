@@ -4,7 +4,8 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use crate::axis::{Axis, Scale};
-use crate::frame::{Frame, HEIGHT, Key, Level, Plot, Symbol, draw_levels};
+use crate::frame::{Frame, HEIGHT, Hovered, Key, Plot, Symbol};
+use crate::level::{Level, draw_levels};
 use crate::line::{Line, MOST_POINTS};
 use crate::notice::Severity;
 use crate::number::number;
@@ -123,6 +124,7 @@ impl LineChart {
         let frame = self.frame();
         let lines: Vec<Line> =
             self.series.iter().map(|s| Line::new(&s.name, &s.points, s.smoothing, self.y_scale)).collect();
+        let curves: Vec<_> = lines.iter().map(|line| line.placed(&frame)).collect();
         let body = html! {
             (frame.draw_y(&self.y_label))
             @if let Some(schedule) = &self.schedule { (draw_schedule(&frame, schedule)) }
@@ -132,7 +134,7 @@ impl LineChart {
             }))
             @if lines.iter().all(|line| line.last.is_none()) { (frame.draw_empty()) }
             @for (n, line) in lines.iter().enumerate() { (line.draw_markers(&frame, n, lines.len())) }
-            (draw_levels(&frame, &self.levels))
+            (draw_levels(&frame, &self.levels, &curves))
             (self.draw_marks(&frame))
             @for line in &lines { (line.draw_odd(&frame)) }
         };
@@ -167,7 +169,7 @@ impl LineChart {
             symbol: Symbol::Line(n),
             name: line.name.clone(),
             value: line.last.map(number).unwrap_or_default(),
-            hovered: Some(n),
+            hovered: hovered(n, &line.strong),
         };
         let mut keys: Vec<Key> = lines.iter().enumerate().map(key).collect();
         if let Some(schedule) = &self.schedule {
@@ -176,7 +178,7 @@ impl LineChart {
                 symbol: Symbol::Area,
                 name: schedule.name.clone(),
                 value: highest.map(|v| format!("up to {}", number(v))).unwrap_or_default(),
-                hovered: Some(lines.len()),
+                hovered: hovered(lines.len(), &schedule.points),
             });
         }
         if lines.iter().any(|line| line.odd().next().is_some()) {
@@ -238,6 +240,12 @@ struct Hover<'a> {
     top: f64,
     bottom: f64,
     series: Vec<Vec<(f64, f64, String, String)>>,
+}
+
+/// The values of the series `place`, of `points`.
+fn hovered(place: usize, points: &[Point]) -> Option<Hovered> {
+    let letters = points.iter().filter_map(|(_, y)| Some(number((*y)?).chars().count()));
+    Some(Hovered { place, letters: letters.max().unwrap_or(0) })
 }
 
 fn hovered_points(frame: &Frame, points: &[Point], y: Axis) -> Vec<(f64, f64, String, String)> {

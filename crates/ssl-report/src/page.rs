@@ -262,7 +262,9 @@ impl Gallery {
             div class="gallery" {
                 @for Picture { png, caption } in &self.images {
                     @let small = png.width() <= SMALL_IMAGE;
-                    figure class=(if small { "small" } else { "large" }) {
+                    // As wide as the image, so that a caption does not keep the next image from its side.
+                    @let width = (!small).then(|| format!("width:{}px", png.width()));
+                    figure class=(if small { "small" } else { "large" }) style=[width] {
                         img src=(png.data_uri()) width=(png.width()) height=(png.height()) alt=(caption);
                         @if !caption.is_empty() { figcaption { (inline(caption)) } }
                     }

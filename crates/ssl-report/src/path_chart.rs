@@ -3,7 +3,8 @@
 use maud::{Markup, html};
 
 use crate::axis::{Axis, Scale};
-use crate::frame::{Frame, HEIGHT, Key, Level, Plot, Symbol, draw_levels, draw_start};
+use crate::frame::{Frame, HEIGHT, Key, Plot, Symbol, draw_start};
+use crate::level::{Level, draw_levels};
 use crate::number::number;
 use crate::symbol::{colour, px, shape};
 use crate::thin::{Point, thin};
@@ -72,10 +73,12 @@ impl PathChart {
         // As high as a map of samples, since both directions count alike.
         let frame = Frame { bottom: frame.bottom + 40.0, ..frame };
         let ways: Vec<_> = self.traces.iter().map(|trace| way(&frame, trace)).collect();
+        let curve = |way: &Vec<[f64; 2]>| way.iter().filter_map(|[x, y]| frame.point(*x, *y)).collect();
+        let curves: Vec<Vec<_>> = ways.iter().map(curve).collect();
         let body = html! {
             (frame.draw_y(&self.y_label))
             (frame.draw_x(&self.x_label))
-            (draw_levels(&frame, &self.levels))
+            (draw_levels(&frame, &self.levels, &curves))
             @if ways.iter().all(Vec::is_empty) { (frame.draw_empty()) }
             @for (n, way) in ways.iter().enumerate() { (draw_way(&frame, n, &self.traces[n].name, way)) }
         };

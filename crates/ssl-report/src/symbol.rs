@@ -3,14 +3,14 @@
 use std::f64::consts::TAU;
 
 /// The number of colours in the style sheet.
-const COLOURS: usize = 8;
+const COLOURS: usize = 10;
 
 /// The class that gives the colour of the series `index`.
 pub(crate) fn colour(index: usize) -> String {
     format!("s{}", index % COLOURS)
 }
 
-/// A shape as the outline of a path. Colours and shapes repeat together after 56 series only.
+/// A shape as the outline of a path. Colours and shapes repeat together after 70 series only.
 pub(crate) fn shape(index: usize, x: f64, y: f64, radius: f64) -> String {
     match index % 7 {
         0 => circle(x, y, radius),
@@ -63,10 +63,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fifty_six_series_look_different() {
+    fn seventy_series_look_different() {
         let looks: std::collections::BTreeSet<_> =
-            (0..56).map(|n| (colour(n), shape(n, 0.0, 0.0, 3.0))).collect();
-        assert_eq!(looks.len(), 56);
+            (0..70).map(|n| (colour(n), shape(n, 0.0, 0.0, 3.0))).collect();
+        assert_eq!(looks.len(), 70);
     }
 
     #[test]

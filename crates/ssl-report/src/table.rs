@@ -128,7 +128,7 @@ impl Table {
         html! {
             div class="table-box" tabindex="0" role="region" aria-label=[named] {
                 table {
-                    @if !self.caption.is_empty() { caption { (inline(&self.caption)) } }
+                    @if !self.caption.is_empty() { caption { span { (inline(&self.caption)) } } }
                     thead { tr {
                         @for column in &self.columns {
                             th scope="col" class=(column.align.class()) { (inline(&column.name)) }

@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use crate::history::Line;
 use crate::recipe::Recipe;
 
+/// Where the checkpoints lie in a run's folder.
+const CHECKPOINTS: &str = "checkpoints";
+
 /// A run's folder, locked for as long as this value lives.
 ///
 /// ```text
@@ -126,7 +129,15 @@ impl RunFolder {
     /// # Errors
     /// If the folder cannot be listed.
     pub fn checkpoints(&self) -> Result<Vec<PathBuf>> {
-        let folder = self.checkpoints_path();
+        Self::checkpoints_of(&self.path)
+    }
+
+    /// The same of the run in the folder `run`, without its lock: it may be training, which removes older ones.
+    ///
+    /// # Errors
+    /// If the folder cannot be listed.
+    pub fn checkpoints_of(run: &Path) -> Result<Vec<PathBuf>> {
+        let folder = run.join(CHECKPOINTS);
         if !folder.is_dir() {
             return Ok(Vec::new());
         }
@@ -201,7 +212,7 @@ impl RunFolder {
     }
 
     fn checkpoints_path(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 }
 

@@ -13,12 +13,12 @@ const SMOOTHING_SHARE: usize = 50;
 /// Half of `ln 2πe`: the entropy of a normal distribution of variance 1.
 const UNIT_ENTROPY: f64 = 1.418_938_533_204_672_7;
 
-/// A pair of terms in nats: what a method reports and what it cannot exceed.
-const BOUNDS: [(&str, &str, &str); 4] = [
-    ("mi_lower_bound", "mi_ceiling", "lower bound on I(view; view), by the loss"),
-    ("cross_view_bound", "cross_view_ceiling", "the same with other views only"),
-    ("prediction_information", "prediction_ceiling", "I(prototype; image)"),
-    ("token_information", "token_ceiling", "I(visible patches; hidden code)"),
+/// Pairs of terms in nats, what a method reports and what it cannot exceed, with titles and names.
+const BOUNDS: [(&str, &str, &str, &str); 4] = [
+    ("mi_lower_bound", "mi_ceiling", "Bound on I(view; view) by the loss", "lower bound"),
+    ("cross_view_bound", "cross_view_ceiling", "The same across views only", "lower bound"),
+    ("prediction_information", "prediction_ceiling", "I(prototype; image)", "information"),
+    ("token_information", "token_ceiling", "I(visible patches; hidden code)", "information"),
 ];
 
 /// A chart over steps with the doctor's verdicts as marks; `None` if there is nothing to draw.
@@ -69,8 +69,9 @@ fn mark(verdict: &Verdict) -> Mark {
 pub(super) fn training(run: &Run) -> Vec<Chart> {
     let loss = over_steps(run, "Loss", "loss", &[("loss", "loss")]).map(|mut chart| {
         chart.schedule = Some(Series::new("learning rate", run.history.metric("lr")));
-        chart.caption =
-            "Pale: every step. Strong: its moving mean. Behind it the learning rate, without a scale.".into();
+        let smooth = chart.series.iter().any(|series| series.smoothing > 1);
+        let lines = if smooth { "Pale: every step. Strong: its moving mean. " } else { "" };
+        chart.caption = format!("{lines}Behind the line the learning rate, without a scale.");
         chart
     });
     let norms = [
@@ -90,8 +91,8 @@ pub(super) fn training(run: &Run) -> Vec<Chart> {
 /// What the loss says of the information, with its ceiling.
 pub(super) fn information(run: &Run) -> Vec<Chart> {
     let mut charts = Vec::new();
-    for (name, ceiling, label) in BOUNDS {
-        if let Some(mut chart) = over_steps(run, label, "nats", &[(name, label)]) {
+    for (name, ceiling, title, label) in BOUNDS {
+        if let Some(mut chart) = over_steps(run, title, "nats", &[(name, label)]) {
             if let Some(most) = run.last_metric(ceiling) {
                 chart.levels.push(Level::new(format!("ceiling {most:.2}"), most));
             }

@@ -11,6 +11,7 @@ use ssl_vision::nn::Params;
 use ssl_vision::report::{Block, Chart, Class, Gallery, Picture, Png, ScatterChart, Section};
 use ssl_vision::train::{Checkpoint, Images, Recipe, RunFolder, open_images};
 
+use super::spectrum;
 use crate::data_path;
 use crate::inspect::{self, Shown};
 use crate::picture::Tiles;
@@ -19,7 +20,7 @@ use crate::views;
 /// Images of which views and pictures are shown.
 const IMAGES: usize = 6;
 
-/// Images among which neighbours are looked for, those that are asked about, and their neighbours.
+/// Images among which neighbours are looked for and whose spectrum is drawn, those that are asked about, and their neighbours.
 const BANK: usize = 2000;
 const QUERIES: usize = 8;
 const NEIGHBOURS: usize = 7;
@@ -48,37 +49,68 @@ pub(super) fn of(folder: &Path, images: Option<Images>) -> anyhow::Result<Vec<Se
     let Some((_, checkpoint)) = run.latest(&Device::Cpu, |notice| eprintln!("{notice}"))? else {
         return Ok(Vec::new());
     };
-    let recipe = checkpoint.recipe.clone();
-    let open = || open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path));
-    let images = match images.map_or_else(open, Ok) {
-        Ok(images) => images,
+    match images.map_or_else(|| images_of(&checkpoint.recipe), Ok) {
+        Ok(images) => of_checkpoint(checkpoint, images),
         Err(error) => {
             eprintln!("the page has no pictures: {error}");
-            return Ok(Vec::new());
+            Ok(Vec::new())
         }
-    };
+    }
+}
+
+/// The images that a recipe names.
+pub(super) fn images_of(recipe: &Recipe) -> ssl_vision::train::Result<Images> {
+    open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))
+}
+
+/// What needs no network: the views that it is trained on.
+pub(super) fn of_views(recipe: &Recipe, images: &Images) -> anyhow::Result<Section> {
+    Ok(saw(vec![seen_views(recipe, images)?]))
+}
+
+/// The sections of a run as a checkpoint has it.
+pub(super) fn of_checkpoint(checkpoint: Checkpoint, images: Images) -> anyhow::Result<Vec<Section>> {
+    let recipe = checkpoint.recipe.clone();
     let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
     let method = recipe.method.build(&recipe.backbone, &params, images.train.len())?;
     params.load(&checkpoint.params)?;
     let trained = Trained { recipe, checkpoint, method, images };
-    let mut saw = vec![picture(
-        &views::picture(&trained.recipe, &trained.images, IMAGES, 1)?,
-        "An image a row: as it is, then its views.",
-    )?];
-    saw.extend(tokens(&trained)?);
-    let saw = Gallery { caption: String::new(), images: saw };
-    let mut sections = vec![Section::new("pictures", "What the network saw", vec![Block::Gallery(saw)])];
-    let (neighbours, maps) = (neighbours(&trained)?, maps(&trained)?);
-    sections.push(Section {
-        intro: format!(
-            "At the left an image that the network was not trained on, then the {NEIGHBOURS} images with the most similar \
-             features of {} that it was trained on.",
-            BANK.min(trained.images.train.len())
-        ),
-        ..Section::new("neighbours", "Nearest neighbours", vec![Block::Gallery(neighbours)])
-    });
-    sections.push(Section::new("map", "Map of the features", vec![Block::Charts(maps)]));
-    Ok(sections)
+    let mut seen = vec![seen_views(&trained.recipe, &trained.images)?];
+    seen.extend(tokens(&trained)?);
+    let (bank, h) = bank(&trained)?;
+    let untrained = features(&*untrained(&trained)?, &bank.x)?;
+    let after = format!("After step {}.", trained.checkpoint.step);
+    let (neighbours, maps) = (neighbours(&trained, &bank, &h)?, maps(&trained)?);
+    Ok(vec![
+        saw(seen),
+        Section {
+            intro: format!(
+                "At the left an image that the network was not trained on, then the {NEIGHBOURS} images with the most \
+                 similar features of {} that it was trained on. {after}",
+                bank.pixels.len()
+            ),
+            ..Section::new("neighbours", "Nearest neighbours", vec![Block::Gallery(neighbours)])
+        },
+        Section {
+            intro: after.clone(),
+            ..Section::new(
+                "spectrum",
+                "Spectrum of the features",
+                vec![Block::Charts(vec![spectrum::chart(&h, &untrained)?])],
+            )
+        },
+        Section { intro: after, ..Section::new("map", "Map of the features", vec![Block::Charts(maps)]) },
+    ])
+}
+
+fn saw(images: Vec<Picture>) -> Section {
+    let gallery = Gallery { caption: String::new(), images };
+    Section::new("pictures", "What the network saw", vec![Block::Gallery(gallery)])
+}
+
+fn seen_views(recipe: &Recipe, images: &Images) -> anyhow::Result<Picture> {
+    let caption = "An image a row: as it is, then its views.";
+    picture(&views::picture(recipe, images, IMAGES, 1)?, caption)
 }
 
 /// What a vision transformer looks at, and what it completes.
@@ -105,21 +137,30 @@ fn tokens(trained: &Trained) -> anyhow::Result<Vec<Picture>> {
     Ok(pictures)
 }
 
-fn neighbours(trained: &Trained) -> anyhow::Result<Gallery> {
+/// Images of the training with their embeddings.
+fn bank(trained: &Trained) -> anyhow::Result<(Shown, Tensor)> {
     let Trained { recipe, method, images, .. } = trained;
-    let (size, normalize) = (recipe.augment.size, recipe.augment.normalize()?);
-    let spread = |set: &Tolerant, n: usize| -> Vec<usize> {
-        let n = n.min(set.len());
-        (0..n).map(|i| i * set.len() / n).collect()
-    };
+    let index = spread(&images.train, BANK);
+    let shown = Shown::load(&images.train, &index, recipe.augment.size, &recipe.augment.normalize()?)?;
+    let h = features(method.encoder(), &shown.x)?;
+    Ok((shown, h))
+}
+
+/// The same network untrained, as the baselines of the evaluation have it.
+fn untrained(trained: &Trained) -> anyhow::Result<Box<dyn Backbone>> {
+    let params = Params::new(trained.recipe.seed, DType::F32, &Device::Cpu);
+    Ok(trained.recipe.backbone.build(&params.root().pp("backbone"))?)
+}
+
+/// Test images beside those of the `bank` whose embeddings `h` are the most similar to theirs.
+fn neighbours(trained: &Trained, bank: &Shown, h: &Tensor) -> anyhow::Result<Gallery> {
+    let Trained { recipe, method, images, .. } = trained;
+    let size = recipe.augment.size;
     let set = held_out(images);
-    let queries = Shown::load(set, &spread(set, QUERIES), size, &normalize)?;
-    let bank = Shown::load(&images.train, &spread(&images.train, BANK), size, &normalize)?;
-    let unit = |shown: &Shown| -> anyhow::Result<Tensor> {
-        let h = features(method.encoder(), &shown.x)?;
-        Ok(h.broadcast_div(&(h.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?)?)
-    };
-    let cosines = unit(&queries)?.matmul(&unit(&bank)?.t()?)?.to_vec2::<f64>()?;
+    let queries = Shown::load(set, &spread(set, QUERIES), size, &recipe.augment.normalize()?)?;
+    let unit = |h: &Tensor| h.broadcast_div(&(h.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-12)?);
+    let asked = unit(&features(method.encoder(), &queries.x)?)?;
+    let cosines = asked.matmul(&unit(h)?.t()?)?.to_vec2::<f64>()?;
     let mut tiles = Tiles::new(queries.pixels.len(), 1 + NEIGHBOURS, size);
     for (row, (own, cosines)) in queries.pixels.iter().zip(&cosines).enumerate() {
         tiles.put((row, 0), size, |x, y| own[y * size + x]);
@@ -138,8 +179,8 @@ fn neighbours(trained: &Trained) -> anyhow::Result<Gallery> {
 fn maps(trained: &Trained) -> anyhow::Result<Vec<Chart>> {
     let Trained { recipe, method, images, .. } = trained;
     let set = held_out(images);
-    let n = ON_MAP.min(set.len());
-    let index: Vec<usize> = (0..n).map(|i| i * set.len() / n).collect();
+    let index = spread(set, ON_MAP);
+    let n = index.len();
     let shown = Shown::load(set, &index, recipe.augment.size, &recipe.augment.normalize()?)?;
     let h = features(method.encoder(), &shown.x)?;
     let along = principal_components(&h, 2.min(h.dim(1)?))?.to_vec2::<f64>()?;
@@ -177,6 +218,12 @@ fn classes(points: &[[f64; 2]], labels: &[Option<u32>], names: &[String]) -> Vec
         Class::new(name, own.map(|(point, _)| *point))
     };
     present.iter().map(class).collect()
+}
+
+/// At most `n` images of a set, from all of it.
+fn spread(set: &Tolerant, n: usize) -> Vec<usize> {
+    let n = n.min(set.len());
+    (0..n).map(|i| i * set.len() / n).collect()
 }
 
 fn held_out(images: &Images) -> &Tolerant {

@@ -53,13 +53,13 @@ fn charts_section(id: &str, title: &str, charts: Vec<ssl_vision::report::Chart>)
 fn subtitle(run: &Run) -> String {
     let recipe = &run.recipe;
     let images = run.number("/dataset/train_images").map_or(String::new(), |n| format!(" of {n:.0} images"));
+    let total = run.total_steps().map_or(String::new(), |total| format!(" of {total}"));
     format!(
-        "{} with {} on {}: step {} of {}, {} epochs{images}",
+        "{} with {} on {}: step {}{total}, {} epochs{images}",
         recipe.method.name(),
         recipe.backbone.name,
         recipe.data.path,
         run.steps(),
-        run.total_steps(),
         recipe.train.epochs
     )
 }

@@ -39,22 +39,21 @@ impl Run {
         let name =
             whole.file_name().map_or_else(|| recipe.name.clone(), |n| n.to_string_lossy().into_owned());
         let mut run = Self { name, recipe, history, result, verdicts: Vec::new() };
-        run.verdicts = run.history.examine(&run.recipe.method, run.total_steps()).1;
+        let total = run.total_steps().unwrap_or_else(|| run.steps());
+        run.verdicts = run.history.examine(&run.recipe.method, total).1;
         Ok(run)
     }
 
-    /// Optimiser steps of the whole run, as far as can be told: its end, or what its epochs have come to so far.
-    pub(crate) fn total_steps(&self) -> usize {
-        let done = self.steps();
-        let wanted = self.recipe.train.epochs;
-        let epochs = self.history.measure("epoch").last().filter(|(_, epoch)| *epoch > 0.0);
-        let whole = match (&self.result, epochs) {
-            (Some(_), _) | (None, None) => done,
-            (None, Some((step, epoch))) => (step / epoch * wanted as f64).round() as usize,
-        };
+    /// Optimiser steps of the whole run: its end, or what its epochs have come to so far; `None` before the first has ended.
+    pub(crate) fn total_steps(&self) -> Option<usize> {
+        if self.result.is_some() {
+            return Some(self.steps());
+        }
+        let (step, epoch) = self.history.measure("epoch").last().filter(|(_, epoch)| *epoch > 0.0)?;
+        let whole = (step / epoch * self.recipe.train.epochs as f64).round() as usize;
         match self.recipe.train.max_steps {
-            0 => whole,
-            limit => whole.min(limit),
+            0 => Some(whole),
+            limit => Some(whole.min(limit)),
         }
     }
 

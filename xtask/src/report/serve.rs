@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::live::Live;
 use super::page;
 use super::run::Run;
 
@@ -20,14 +21,14 @@ const MAX_LINE: u64 = 8192;
 /// How long a browser may keep us waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves the page of the run in `folder` until the program is stopped.
-pub(super) fn follow(folder: &Path, port: u16) -> anyhow::Result<ExitCode> {
+/// Serves the page of the run in `folder`, with the pictures of `live`, until the program is stopped.
+pub(super) fn follow(folder: &Path, port: u16, live: &Live) -> anyhow::Result<ExitCode> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .with_context(|| format!("cannot listen on port {port} of this machine"))?;
     println!("report   http://{}/   (until Ctrl-C)", listener.local_addr()?);
     for stream in listener.incoming() {
         // A browser that goes away is no reason to stop.
-        let answered = stream.map_err(anyhow::Error::from).and_then(|stream| answer(stream, folder));
+        let answered = stream.map_err(anyhow::Error::from).and_then(|stream| answer(stream, folder, live));
         if let Err(error) = answered {
             eprintln!("request: {error:#}");
         }
@@ -35,14 +36,14 @@ pub(super) fn follow(folder: &Path, port: u16) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn answer(mut stream: TcpStream, folder: &Path) -> anyhow::Result<()> {
+fn answer(mut stream: TcpStream, folder: &Path, live: &Live) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new(std::io::Read::take(&stream, MAX_LINE)).read_line(&mut line)?;
     let mut words = line.split(' ');
     let (status, body) = match (words.next(), words.next()) {
-        (Some("GET"), Some("/")) => ("200 OK", html(folder)),
+        (Some("GET"), Some("/")) => ("200 OK", html(folder, live)),
         (Some("GET"), Some(_)) => ("404 Not Found", Ok("there is only one page\n".to_owned())),
         _ => ("405 Method Not Allowed", Ok("pages can only be read\n".to_owned())),
     };
@@ -61,10 +62,11 @@ fn answer(mut stream: TcpStream, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn html(folder: &Path) -> anyhow::Result<String> {
+fn html(folder: &Path, live: &Live) -> anyhow::Result<String> {
     let run = Run::read(folder)?;
-    let ended = run.result.is_some();
-    let mut page = page::of(&run, Vec::new());
+    let (pictures, last) = live.sections();
+    let ended = run.result.is_some() && last;
+    let mut page = page::of(&run, pictures);
     page.refresh_seconds = (!ended).then_some(REFRESH_SECONDS);
     Ok(page.to_html())
 }
@@ -79,7 +81,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut browser = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         browser.write_all(request.as_bytes()).unwrap();
-        answer(listener.accept().unwrap().0, folder).unwrap();
+        answer(listener.accept().unwrap().0, folder, &Live::without_pictures()).unwrap();
         let mut answer = String::new();
         browser.read_to_string(&mut answer).unwrap();
         answer
