@@ -40,7 +40,10 @@ pub(crate) fn study(study: &Study) -> String {
         text += &part.first().map_or(String::new(), |figure| format!("{}\n", figure.part));
         for figure in part {
             let ceiling = figure.ceiling.map_or(String::new(), |most| format!("  (at most {most:.2})"));
-            text += &format!("  {:<40} {:>9.3}{ceiling}\n", figure.name, figure.value);
+            text += &match &figure.value {
+                Ok(value) => format!("  {:<40} {value:>9.3}{ceiling}\n", figure.name),
+                Err(reason) => format!("  {:<40} {:>9}  ({reason})\n", figure.name, "—"),
+            };
         }
     }
     text

@@ -50,6 +50,12 @@ fn a_study_of_an_encoder_has_a_figure_for_each_of_its_parts() {
     let grid =
         |figure: &&Value| figure["name"].as_str().is_some_and(|name| name.starts_with("dinov2, last block"));
     assert_eq!(figures.iter().filter(grid).count(), 1);
+    // What there is not says why.
+    let missing = figures.iter().find(|figure| figure["name"] == "mae").unwrap();
+    assert_eq!(missing["value"], Value::Null);
+    assert!(
+        missing["missing"].as_str().is_some_and(|why| why.contains("LARS hardly moves weights in 90 steps"))
+    );
 }
 
 /// Crops and flips that leave a bright corner where it is.

@@ -146,7 +146,14 @@ impl ImageFolder {
     /// have the same splits, or this one has none.
     fn partners_of(mut self, images: &ImageFolder, split: &str) -> Result<Self> {
         let bare = |file: &Path| sort_key(&file.with_extension(""));
-        let places: BTreeMap<Vec<u8>, &PathBuf> = self.files.iter().map(|file| (bare(file), file)).collect();
+        let mut places: BTreeMap<Vec<u8>, &PathBuf> = BTreeMap::new();
+        for file in &self.files {
+            if let Some(other) = places.insert(bare(file), file) {
+                let (one, two) = (other.display(), file.display());
+                let reason = format!("holds two partners for one image: {one} and {two}");
+                return Err(Error::malformed(&self.root, reason));
+            }
+        }
         let partner = |file: &PathBuf| {
             let found = places.get(&bare(&Path::new(split).join(file))).or_else(|| places.get(&bare(file)));
             found.map(|file| (*file).clone()).ok_or_else(|| {

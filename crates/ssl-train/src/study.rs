@@ -56,8 +56,8 @@ pub struct Figure {
     pub part: &'static str,
     /// What it is.
     pub name: String,
-    /// Its value, in the unit that `part` has: fractions in `[0, 1]`, nats, or dimensions.
-    pub value: f64,
+    /// Its value, in the unit that `part` has: fractions in `[0, 1]`, nats, or dimensions. Or why there is none.
+    pub value: std::result::Result<f64, String>,
     /// What it cannot exceed, if that is known and not 1.
     pub ceiling: Option<f64>,
 }
@@ -70,15 +70,23 @@ pub struct Study {
 }
 
 impl Study {
-    /// As a list of objects.
+    /// As a list of objects; one without a value says in `missing` why.
     pub fn to_json(&self) -> Value {
-        let figure =
-            |f: &Figure| json!({ "part": f.part, "name": f.name, "value": f.value, "ceiling": f.ceiling });
+        let figure = |f: &Figure| {
+            let (value, missing) = (f.value.as_ref().ok(), f.value.as_ref().err());
+            json!({ "part": f.part, "name": f.name, "value": value, "ceiling": f.ceiling, "missing": missing })
+        };
         Value::Array(self.figures.iter().map(figure).collect())
     }
 
     fn put(&mut self, part: &'static str, name: impl Into<String>, value: f64) {
-        self.figures.push(Figure { part, name: name.into(), value, ceiling: None });
+        self.figures.push(Figure { part, name: name.into(), value: Ok(value), ceiling: None });
+    }
+
+    /// A figure that there is not.
+    fn leave_out(&mut self, part: &'static str, name: impl Into<String>, reason: impl ToString) {
+        let (name, value) = (name.into(), Err(reason.to_string()));
+        self.figures.push(Figure { part, name, value, ceiling: None });
     }
 }
 
@@ -165,12 +173,19 @@ impl Subject<'_> {
         let config = LinearProbeConfig { c_grid: vec![0.1], ..LinearProbeConfig::default() };
         for (name, shots) in FEW {
             let draw = |draw| low_shot(&self.train, self.classes, shots, &mut self.rng(1, draw, 0));
-            let Ok(draws) = (0..DRAWS).map(draw).collect::<ssl_eval::Result<Vec<_>>>() else { continue };
+            let part = "linear probe with few labels";
+            let draws = match (0..DRAWS).map(draw).collect::<ssl_eval::Result<Vec<_>>>() {
+                Ok(draws) => draws,
+                Err(reason) => {
+                    study.leave_out(part, name, reason);
+                    continue;
+                }
+            };
             let mut sum = 0.0;
             for few in &draws {
                 sum += linear_probe(few, &self.test, self.classes, &config)?.top1;
             }
-            study.put("linear probe with few labels", name, sum / DRAWS as f64);
+            study.put(part, name, sum / DRAWS as f64);
         }
         Ok(())
     }
@@ -178,17 +193,21 @@ impl Subject<'_> {
     fn probes(&self, study: &mut Study) -> Result<()> {
         for (i, name) in SgdProbeConfig::NAMES.into_iter().enumerate() {
             let Some(config) = SgdProbeConfig::named(name) else { continue };
-            // LARS needs many steps to move weights at all.
-            if config.lars && config.steps(self.train.rows()) < LARS_STEPS {
+            let part = "linear probe by SGD, as in papers";
+            let steps = config.steps(self.train.rows());
+            if config.lars && steps < LARS_STEPS {
+                let reason =
+                    format!("LARS hardly moves weights in {steps} steps, takes at least {LARS_STEPS}");
+                study.leave_out(part, name, reason);
                 continue;
             }
             let mut rng = self.rng(7, i as u64, 0);
-            // One that diverges on these features is left out: its rate was chosen for others.
             let inputs = self.probe_inputs(name)?;
             let (names, inputs): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
-            if let Ok(found) = sgd_probe_of(&inputs, self.classes, &config, &mut rng) {
-                let name = format!("{name}{}", names[found.input]);
-                study.put("linear probe by SGD, as in papers", name, found.top1);
+            match sgd_probe_of(&inputs, self.classes, &config, &mut rng) {
+                Ok(found) => study.put(part, format!("{name}{}", names[found.input]), found.top1),
+                // It may diverge on these features: its rate was chosen for others.
+                Err(reason) => study.leave_out(part, name, reason),
             }
         }
         Ok(())
@@ -277,17 +296,22 @@ impl Subject<'_> {
             ("MINE critic", Bound::DonskerVaradhan),
         ];
         for (i, (name, bound)) in bounds.into_iter().enumerate() {
-            // Too few images for a held-out part are no error of the encoder.
-            if let Ok(found) = critic_information(&x, &y, bound, &config, &mut self.rng(3, i as u64, 0)) {
-                let (name, value, ceiling) = (name.to_owned(), found.nats, found.ceiling);
-                study.figures.push(Figure { part, name, value, ceiling });
+            match critic_information(&x, &y, bound, &config, &mut self.rng(3, i as u64, 0)) {
+                Ok(found) => {
+                    let (name, value, ceiling) = (name.to_owned(), Ok(found.nats), found.ceiling);
+                    study.figures.push(Figure { part, name, value, ceiling });
+                }
+                // Too few images for a held-out part are no error of the encoder.
+                Err(reason) => study.leave_out(part, name, reason),
             }
         }
         let directions = DIRECTIONS.min(d);
         let along = principal_components(&Tensor::cat(&[&a, &b], 0)?, directions)?;
         let (x, y) = (unlabelled(&along.narrow(0, 0, n)?)?, unlabelled(&along.narrow(0, n, n)?)?);
-        if let Ok(nats) = ksg_information(&x, &y, &KsgConfig::default()) {
-            study.put(part, format!("nearest neighbours, {directions} principal directions"), nats);
+        let name = format!("nearest neighbours, {directions} principal directions");
+        match ksg_information(&x, &y, &KsgConfig::default()) {
+            Ok(nats) => study.put(part, name, nats),
+            Err(reason) => study.leave_out(part, name, reason),
         }
         Ok(())
     }

@@ -48,13 +48,16 @@ fn partners_are_found_by_path_with_and_without_splits() {
 }
 
 #[test]
-fn an_image_without_a_partner_and_data_without_files_are_named() {
+fn an_image_without_a_partner_one_with_two_and_data_without_files_are_named() {
     let (images, partners) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_png(images.path(), "1.png", 1);
     write_png(images.path(), "2.png", 2);
     write_png(partners.path(), "1.png", 3);
     let error = open(images.path(), partners.path(), 0).unwrap_err().to_string();
     assert!(error.contains("holds no partner of") && error.contains("2.png"), "{error}");
+    write_png(partners.path(), "1.PNG", 4);
+    let error = open(images.path(), partners.path(), 0).unwrap_err().to_string();
+    assert!(error.contains("two partners for one image: ") && error.contains("1.PNG and 1.png"), "{error}");
     let packed = tempfile::tempdir().unwrap();
     write(packed.path(), "train-images-idx3-ubyte", &idx(&[1, 2, 2], &[0; 4]));
     let error = open(packed.path(), partners.path(), 0).unwrap_err().to_string();
