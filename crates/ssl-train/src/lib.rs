@@ -20,6 +20,7 @@ mod images;
 mod layers;
 mod loader;
 mod measure;
+mod monitor;
 mod observer;
 mod optimizer;
 mod recipe;

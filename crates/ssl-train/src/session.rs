@@ -13,15 +13,14 @@ use ssl_methods::StepContext;
 use ssl_nn::{Params, Schedule};
 
 use crate::checkpoint::Checkpoint;
-use crate::doctor::{Doctor, Verdict};
+use crate::doctor::Verdict;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Protocol, judge, score};
+use crate::evaluate::{Evaluation, Protocol, judge};
 use crate::export::export;
-use crate::history::History;
 use crate::images::{Images, open_images};
 use crate::loader::Loader;
-use crate::measure::{Measures, measured_features};
-use crate::observer::{Control, MeasureReport, Observer, StepReport};
+use crate::monitor::{Moment, Monitor, Subject};
+use crate::observer::{Control, Observer, StepReport};
 use crate::optimizer::{Optimizer, Rates};
 use crate::recipe::Recipe;
 use crate::run_folder::{Log, RunFolder};
@@ -51,10 +50,7 @@ pub struct Session {
     images: Images,
     trainer: Trainer,
     log: Log,
-    measures: Log,
-    /// The step of the last line of the measures.
-    measured: Option<usize>,
-    verdicts: Vec<Verdict>,
+    monitor: Monitor,
     device: Device,
     threads: usize,
     /// Optimiser steps done, and saved.
@@ -70,8 +66,6 @@ struct Trained {
     seconds: f64,
     /// Seconds of these in which the training thread waited for images.
     wait_seconds: f64,
-    /// Seconds beside these in which features were measured.
-    measure_seconds: f64,
 }
 
 impl std::fmt::Debug for Session {
@@ -151,7 +145,9 @@ impl Session {
         device: &Device,
         threads: usize,
     ) -> Result<Self> {
-        let (log, measures) = (folder.metrics(metrics_bytes)?, folder.measures(step)?);
+        let log = folder.metrics(metrics_bytes)?;
+        let last = last_step(&recipe, images.train.len());
+        let monitor = Monitor::open(&folder, &recipe.method, step, last)?;
         let device = device.clone();
         Ok(Self {
             recipe,
@@ -159,9 +155,7 @@ impl Session {
             images,
             trainer,
             log,
-            measures,
-            measured: None,
-            verdicts: Vec::new(),
+            monitor,
             device,
             threads,
             step,
@@ -204,21 +198,18 @@ impl Session {
 
     /// What the doctor has said of the run so far, in this process and before.
     pub fn verdicts(&self) -> &[Verdict] {
-        &self.verdicts
+        self.monitor.verdicts()
     }
 
     /// Share of its time in this process, in [0, 1], in which features were measured; `None` before the first step.
     pub fn measure_share(&self) -> Option<f64> {
-        let Trained { seconds, measure_seconds, .. } = self.trained;
-        (seconds > 0.0).then(|| measure_seconds / (seconds + measure_seconds))
+        let (training, measuring) = (self.trained.seconds, self.monitor.seconds());
+        (training > 0.0).then(|| measuring / (training + measuring))
     }
 
     /// Optimiser steps that the run will have done at its end.
     pub fn last_step(&self) -> usize {
-        match self.recipe.train.max_steps {
-            0 => self.total_steps(),
-            limit => limit.min(self.total_steps()),
-        }
+        last_step(&self.recipe, self.images.train.len())
     }
 
     /// Trains to the end, or until `stop` is set or an observer says so; then the step is finished and a checkpoint
@@ -234,11 +225,7 @@ impl Session {
         let mut loader =
             Loader::new(&self.recipe, self.images.train.clone(), range, self.threads, &self.device)?;
         observers.iter_mut().for_each(|observer| observer.on_start(self.step, last));
-        let history = History::read(self.folder.path())?;
-        let (mut doctor, verdicts) = history.examine(&self.recipe.method, last);
-        self.verdicts = verdicts;
-        self.measured = history.measure("step").last().map(|(step, _)| step as usize);
-        self.measure(&mut doctor, observers)?;
+        self.measure(observers)?;
         while self.step < last {
             let started = Instant::now();
             let context = self.context();
@@ -250,8 +237,7 @@ impl Session {
             let rates = Rates { lr: rate, weight_decay_factor: weight_decay.at(self.step) };
             let measured = self.trainer.step(&mut loader, &context, rates);
             if let Err(Error::NonFinite { .. }) = &measured {
-                let notice = doctor.ancestry();
-                observers.iter_mut().for_each(|observer| observer.on_notice(&notice));
+                self.monitor.tell_ancestry(observers);
             }
             let measured = measured?;
             let epoch = self.step / steps_per_epoch;
@@ -273,10 +259,8 @@ impl Session {
                 seconds,
                 wait_seconds: measured.wait_seconds,
             };
-            let value =
-                |name: &str| measured.terms.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
-            self.tell(doctor.look(self.step, &value), observers);
-            self.measure(&mut doctor, observers)?;
+            self.monitor.look(self.step, &measured.terms, observers);
+            self.measure(observers)?;
             let mut asked = stop.load(Ordering::Relaxed);
             for observer in observers.iter_mut() {
                 asked |= observer.on_step(&report) == Control::Stop;
@@ -298,51 +282,21 @@ impl Session {
         Ok(Outcome::Finished)
     }
 
-    /// Measures features, if it is time for it, and evaluates them.
-    fn measure(&mut self, doctor: &mut Doctor, observers: &mut [Box<dyn Observer>]) -> Result<()> {
-        let steps_per_epoch = self.sampler().steps_per_epoch();
-        let due = |every_epochs: usize| {
-            let period = every_epochs.saturating_mul(steps_per_epoch);
-            every_epochs > 0 && (self.step == self.last_step() || self.step.is_multiple_of(period))
+    /// Measures features, if it is time for it.
+    fn measure(&mut self, observers: &mut [Box<dyn Observer>]) -> Result<()> {
+        let moment = Moment {
+            step: self.step,
+            last: self.last_step(),
+            steps_per_epoch: self.sampler().steps_per_epoch(),
         };
-        let (measures, accuracies) =
-            (due(self.recipe.measure.every_epochs), due(self.recipe.eval.every_epochs));
-        if self.measured >= Some(self.step) || !(measures || accuracies) {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let encoder = self.trainer.method.encoder();
-        let mut values = Vec::new();
-        if measures {
-            let (images, threads) = (&self.images.train, self.threads);
-            let features = measured_features(encoder, &self.recipe, images, threads, &self.device)?;
-            values.extend(Measures::of(&features)?.values());
-        }
-        if accuracies && self.images.can_evaluate() {
-            let scores = score(encoder, &Protocol::of_recipe(&self.recipe), &self.images, &self.device)?;
-            values.extend([("knn", scores.knn), ("linear", scores.linear)]);
-        }
-        self.measured = Some(self.step);
-        let epoch = self.step as f64 / steps_per_epoch as f64;
-        let mut line = Map::new();
-        line.insert("step".to_owned(), json!(self.step));
-        line.insert("epoch".to_owned(), json!(epoch));
-        line.extend(values.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
-        self.measures.append(&Value::Object(line))?;
-        self.trained.measure_seconds += started.elapsed().as_secs_f64();
-        let report = MeasureReport { step: self.step, epoch, values: &values };
-        observers.iter_mut().for_each(|observer| observer.on_measure(&report));
-        let value = |name: &str| values.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
-        self.tell(doctor.look_at_measures(self.step, &value), observers);
-        Ok(())
-    }
-
-    /// Tells observers what the doctor says, and remembers it.
-    fn tell(&mut self, verdicts: impl IntoIterator<Item = Verdict>, observers: &mut [Box<dyn Observer>]) {
-        for verdict in verdicts {
-            observers.iter_mut().for_each(|observer| observer.on_notice(&verdict.to_string()));
-            self.verdicts.push(verdict);
-        }
+        let subject = Subject {
+            encoder: self.trainer.method.encoder(),
+            recipe: &self.recipe,
+            images: &self.images,
+            threads: self.threads,
+            device: &self.device,
+        };
+        self.monitor.measure(moment, &subject, observers)
     }
 
     /// Shows the method all images. `false` if somebody asked to stop before it had seen all: then it is as it was.
@@ -462,7 +416,7 @@ impl Session {
             "measure_share": self.measure_share(),
             "steps_in_this_process": steps,
             "peak_rss_bytes": peak_rss_bytes(),
-            "doctor": self.verdicts.iter().map(verdict_json).collect::<Vec<_>>(),
+            "doctor": self.verdicts().iter().map(verdict_json).collect::<Vec<_>>(),
         });
         if let (Some(evaluation), Value::Object(fields)) = (evaluation, &mut result) {
             fields.extend(evaluation.to_json());
@@ -473,7 +427,7 @@ impl Session {
     }
 
     fn save(&mut self) -> Result<()> {
-        self.measures.sync()?;
+        self.monitor.sync()?;
         let checkpoint = Checkpoint {
             step: self.step,
             metrics_bytes: self.log.sync()?,
@@ -488,8 +442,7 @@ impl Session {
     }
 
     fn sampler(&self) -> Sampler {
-        let batch_size = self.recipe.train.batch_size;
-        Sampler { seed: self.recipe.seed, images: self.images.train.len(), batch_size }
+        sampler(&self.recipe, self.images.train.len())
     }
 
     fn total_steps(&self) -> usize {
@@ -501,6 +454,19 @@ impl Session {
         let (steps_per_epoch, total) = (self.sampler().steps_per_epoch(), self.total_steps());
         let schedule = &self.recipe.schedule;
         (schedule.build(self.recipe.optimizer.lr(), steps_per_epoch, total), schedule.weight_decay(total))
+    }
+}
+
+fn sampler(recipe: &Recipe, images: usize) -> Sampler {
+    Sampler { seed: recipe.seed, images, batch_size: recipe.train.batch_size }
+}
+
+/// Optimiser steps that a run has done at its end.
+fn last_step(recipe: &Recipe, images: usize) -> usize {
+    let total = recipe.train.epochs * sampler(recipe, images).steps_per_epoch();
+    match recipe.train.max_steps {
+        0 => total,
+        limit => limit.min(total),
     }
 }
 
