@@ -9,8 +9,8 @@ use ssl_data::{Dataset, OpenOptions, Sample, Tolerant, open};
 use ssl_nn::{Purpose, rng};
 
 use crate::captions::TextConfig;
+use crate::data_config::DataConfig;
 use crate::error::{Error, Result};
-use crate::recipe::DataConfig;
 
 /// The images of a run.
 #[derive(Clone, Debug)]
