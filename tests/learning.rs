@@ -1,14 +1,19 @@
 //! Short trainings on real images: a method learns, and collapses without what keeps it from collapsing. New tests of
-//! that kind go here, a few lines a method.
+//! that kind go here, a few lines a method. Last, training on with labels.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use candle_core::Device;
-use ssl_vision::train::{Control, Evaluation, Observer, Outcome, Recipe, Session, StepReport};
+use candle_core::{DType, Device};
+use ssl_vision::eval::KnnConfig;
+use ssl_vision::nn::Params;
+use ssl_vision::train::{
+    Control, DataConfig, Evaluation, FineTuneConfig, Observer, Outcome, Protocol, Recipe, Session,
+    StepReport, fine_tune, open_images,
+};
 
-use crate::half_of_the_images;
+use crate::{few_images, half_of_the_images};
 
 /// A hundred steps on small images.
 const SHORT: [(&str, &str); 7] = [
@@ -457,4 +462,39 @@ fn ibot_learns() {
 #[test]
 fn dinov2_learns() {
     distils("dinov2", &[&PATCHES[..], &[("method.patch_prototypes", "64")]].concat());
+}
+
+#[test]
+fn fine_tuning_moves_last_layers_most_and_a_frozen_encoder_not_at_all() {
+    let config = DataConfig::default();
+    let images = open_images(&config, None, &few_images()).unwrap();
+    let narrow = [("stem", "cifar"), ("width", "4")];
+    let narrow = narrow.map(|(key, value)| (format!("backbone.{key}"), value.to_owned()));
+    let recipe = Recipe::load("simclr-fashion-mnist", &narrow).unwrap();
+    let protocol = Protocol {
+        backbone: recipe.backbone,
+        input_size: 12,
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        knn: KnnConfig::default(),
+        seed: 3,
+    };
+    let untouched = Params::new(3, DType::F32, &Device::Cpu);
+    protocol.backbone.build(&untouched.root()).unwrap();
+    // Those of the named tensors that are not as they were initialised.
+    let moved = |config: FineTuneConfig| {
+        let settings = [("epochs", "1"), ("batch_size", "200")];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let config = config.with("fine_tune", &settings).unwrap();
+        let tuned = fine_tune(None, &protocol, &images, &config, 2, &Device::Cpu, |_| {}).unwrap();
+        let values = |params: &Params, name: &str| {
+            params.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        ["conv1.weight", "layer2.0.conv1.weight", "layer4.0.conv1.weight", "bn1.running_mean"]
+            .map(|name| values(&tuned.encoder, name) != values(&untouched, name))
+    };
+    let whole = FineTuneConfig::whole();
+    assert_eq!(moved(FineTuneConfig { layer_decay: 1e-4, ..whole.clone() }), [false, false, true, true]);
+    assert_eq!(moved(whole), [true; 4]);
+    assert_eq!(moved(FineTuneConfig::probe()), [false; 4]);
 }

@@ -70,7 +70,7 @@ impl FineTuneConfig {
                 exclude_bias_and_norm: true,
             }),
             layer_decay: 0.75,
-            warmup_epochs: 1.0,
+            warmup_epochs: 0.5,
             label_smoothing: 0.1,
             crop_scale: [0.08, 1.0],
             flip_p: 0.5,
@@ -250,10 +250,11 @@ impl Backbone for Classifier {
 /// which are not looked at before. Starts from the weights `encoder`, or without them from those that the network of
 /// `protocol` is initialised with: the baseline that an encoder must beat. `encoder` itself is not changed.
 ///
-/// The result is the same on any number of threads. `progress` is told every step.
+/// A batch has at most as many images as there are. The result is the same on any number of threads. `progress` is told
+/// every step.
 ///
 /// # Errors
-/// If the images have no labels or are fewer than a batch, one cannot be decoded, or a number is not finite.
+/// If the images have no labels, one cannot be decoded, or a number is not finite.
 pub fn fine_tune(
     encoder: Option<&Params>,
     protocol: &Protocol,
