@@ -36,6 +36,7 @@ mod lidar;
 mod linear_probe;
 mod logistic_regression;
 mod low_shot;
+mod nearest;
 mod objective;
 mod precondition;
 mod principal;
