@@ -72,8 +72,8 @@ pub use crate::principal::{PrincipalComponents, principal_components};
 pub use crate::retrieval::{Queries, mean_average_precision, mean_average_precision_at, recall_at};
 pub use crate::sgd_probe::{ProbeInput, ProbeSchedule, SgdProbeConfig, SgdProbeResult, sgd_probe};
 pub use crate::spectrum::{
-    alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
-    singular_values, std_collapse,
+    CovarianceSpectrum, alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank,
+    participation_ratio, rank_me, singular_values, std_collapse,
 };
 pub use crate::t_sne::{TSne, TSneConfig, t_sne};
 pub use crate::zero_shot::zero_shot_accuracy;
