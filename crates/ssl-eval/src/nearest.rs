@@ -88,11 +88,8 @@ impl TopK {
 fn extend_columns(best: &mut [TopK], floors: &mut [f32], row: usize, similarities: &[f32]) {
     let blocks = best.chunks_mut(BLOCK).zip(floors.chunks_mut(BLOCK)).zip(similarities.chunks(BLOCK));
     for ((best, floors), similarities) in blocks {
-        if similarities
-            .iter()
-            .zip(&*floors)
-            .fold(false, |any, (similarity, floor)| any | (similarity > floor))
-        {
+        let above = similarities.iter().zip(&*floors).map(|(similarity, floor)| similarity > floor);
+        if above.fold(false, |any, above| any | above) {
             for ((best, floor), &similarity) in best.iter_mut().zip(floors).zip(similarities) {
                 if similarity > *floor {
                     best.push(Candidate { similarity, row });
@@ -105,7 +102,8 @@ fn extend_columns(best: &mut [TopK], floors: &mut [f32], row: usize, similaritie
 
 /// The `k` nearest bank rows of each query, nearest first.
 pub(crate) fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<usize>>> {
-    let query_tiles = tiles(queries, QUERY_TILE)?;
+    let tile = |first| unit_rows(queries, first, QUERY_TILE);
+    let query_tiles = (0..queries.rows()).step_by(QUERY_TILE).map(tile).collect::<Result<Vec<_>>>()?;
     let mut best = vec![TopK::new(k); queries.rows()];
     for first_row in (0..bank.rows()).step_by(BANK_TILE) {
         let bank_tile = unit_rows(bank, first_row, BANK_TILE)?.t()?.contiguous()?; // (D, rows)
@@ -124,16 +122,17 @@ pub(crate) fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<V
 /// They are those of [`nearest`] for half of the multiplications: a similarity serves both of its rows, the one of the
 /// stripe and, unless that is in the stripe as well, the one of the tile.
 pub(crate) fn nearest_among(features: &Features, k: usize) -> Result<Vec<Vec<usize>>> {
-    let blocks = tiles(features, BANK_TILE)?;
+    let block = |first| Ok(unit_rows(features, first, BANK_TILE)?.t()?.contiguous()?); // (D, rows)
+    let firsts: Vec<usize> = (0..features.rows()).step_by(BANK_TILE).collect();
+    let blocks = firsts.par_iter().map(|first| block(*first)).collect::<Result<Vec<_>>>()?;
     let mut best = vec![TopK::new(k); features.rows()];
     for (at, stripe) in blocks.chunks(STRIPE / BANK_TILE).enumerate() {
         let first = at * STRIPE;
         let tiles = stripe.iter().map(query_tiles).collect::<candle_core::Result<Vec<_>>>()?.concat();
         for (others, first_other) in blocks[first / BANK_TILE..].iter().zip((first..).step_by(BANK_TILE)) {
-            let others = others.t()?; // (D, others)
             let stripe = best[first..].par_chunks_mut(QUERY_TILE).zip(&tiles);
             let extend = |(best, tile): (&mut [TopK], &Tensor)| {
-                let similarities = tile.matmul(&others)?; // (rows, others)
+                let similarities = tile.matmul(others)?; // (rows, others)
                 read_rows(&similarities, |rows| {
                     best.iter_mut().zip(rows).for_each(|(best, row)| best.extend(first_other, row));
                 })?;
@@ -176,15 +175,10 @@ pub(crate) fn read_rows<T>(
     Ok(read(storage.as_slice::<f32>()?.chunks_exact(matrix.dim(1)?)))
 }
 
-/// All rows as tiles of up to `size` [`unit_rows`].
-fn tiles(features: &Features, size: usize) -> Result<Vec<Tensor>> {
-    (0..features.rows()).step_by(size).map(|first| unit_rows(features, first, size)).collect()
-}
-
-/// The rows of a tile of the bank as tiles of queries.
+/// The rows of a tile of the bank, `(D, rows)`, as tiles of queries.
 fn query_tiles(tile: &Tensor) -> candle_core::Result<Vec<Tensor>> {
-    let rows = tile.dim(0)?;
-    let part = |first| tile.narrow(0, first, QUERY_TILE.min(rows - first));
+    let rows = tile.dim(1)?;
+    let part = |first| tile.narrow(1, first, QUERY_TILE.min(rows - first))?.t();
     (0..rows).step_by(QUERY_TILE).map(part).collect()
 }
 
