@@ -48,6 +48,7 @@ mod split;
 mod standardize;
 mod symmetric;
 mod t_sne;
+mod uniformity;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
@@ -76,6 +77,7 @@ pub use crate::spectrum::{
     participation_ratio, rank_me, singular_values, std_collapse,
 };
 pub use crate::t_sne::{TSne, TSneConfig, t_sne};
+pub use crate::uniformity::uniformity;
 pub use crate::zero_shot::zero_shot_accuracy;
 
 #[doc = include_str!("../README.md")]
