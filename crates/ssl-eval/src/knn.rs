@@ -3,20 +3,11 @@
 //! Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", 2018, section 3.4
 //! (<https://arxiv.org/abs/1805.01978>); k = 20 is the value of DINO (<https://arxiv.org/abs/2104.14294>).
 
-use std::cmp::Ordering;
-
-use candle_core::{Device, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::accuracy::{accuracy, best_class};
+use crate::nearest::{dot, nearest};
 use crate::{Error, Features, Result};
-
-/// A tile of similarities has this many queries and bank rows: 512 KiB, small enough for the cache of one core.
-const QUERY_TILE: usize = 128;
-const BANK_TILE: usize = 1024;
-
-/// Similarities that are looked at together.
-const BLOCK: usize = 64;
 
 /// Settings of the kNN classifier.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,101 +106,6 @@ pub fn knn_accuracy(
     accuracy(&knn_predict(train, test, num_classes, config)?.classes, test.labels())
 }
 
-/// A row of the bank, with its similarity to a query as the matrix multiplication has it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidate {
-    pub(crate) similarity: f32,
-    pub(crate) row: usize,
-}
-
-impl Candidate {
-    pub(crate) fn nearest_first(&self, other: &Self) -> Ordering {
-        other.similarity.total_cmp(&self.similarity).then(self.row.cmp(&other.row))
-    }
-}
-
-/// The `k` best of the neighbours seen so far. Rows must come in ascending order.
-#[derive(Clone, Debug)]
-struct TopK {
-    k: usize,
-    floor: f32,
-    found: Vec<Candidate>,
-}
-
-impl TopK {
-    fn new(k: usize) -> Self {
-        Self { k, floor: f32::NEG_INFINITY, found: Vec::new() }
-    }
-
-    fn extend(&mut self, first_row: usize, similarities: &[f32]) {
-        for (block, similarities) in similarities.chunks(BLOCK).enumerate() {
-            // Nearly all blocks are passed over, which takes a few vector instructions each.
-            if similarities.iter().fold(false, |any, similarity| any | (*similarity > self.floor)) {
-                self.extend_block(first_row + block * BLOCK, similarities);
-            }
-        }
-    }
-
-    fn extend_block(&mut self, first_row: usize, similarities: &[f32]) {
-        for (offset, &similarity) in similarities.iter().enumerate() {
-            // A row as similar as the k-th comes after it, so it never replaces it.
-            if similarity > self.floor {
-                self.found.push(Candidate { similarity, row: first_row + offset });
-                if self.found.len() == 2 * self.k.max(16) {
-                    self.prune();
-                }
-            }
-        }
-    }
-
-    fn prune(&mut self) {
-        if self.found.len() > self.k {
-            let (_, kth, _) = self.found.select_nth_unstable_by(self.k - 1, Candidate::nearest_first);
-            self.floor = kth.similarity;
-            self.found.truncate(self.k);
-        }
-    }
-
-    /// The rows, nearest first.
-    fn into_rows(mut self) -> Vec<usize> {
-        self.prune();
-        self.found.sort_unstable_by(Candidate::nearest_first);
-        self.found.iter().map(|candidate| candidate.row).collect()
-    }
-}
-
-/// The `k` nearest bank rows of each query, nearest first.
-pub(crate) fn nearest(bank: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<usize>>> {
-    let tile = |first| unit_rows(queries, first, QUERY_TILE);
-    let query_tiles = (0..queries.rows()).step_by(QUERY_TILE).map(tile).collect::<Result<Vec<_>>>()?;
-    let mut best = vec![TopK::new(k); queries.rows()];
-    for first_row in (0..bank.rows()).step_by(BANK_TILE) {
-        let bank_tile = unit_rows(bank, first_row, BANK_TILE)?.t()?.contiguous()?; // (D, rows)
-        query_tiles.par_iter().zip(best.par_chunks_mut(QUERY_TILE)).try_for_each(|(queries, best)| {
-            let similarities = queries.matmul(&bank_tile)?; // (queries, rows)
-            let (storage, _) = similarities.storage_and_layout();
-            let Storage::Cpu(storage) = &*storage else { bail!("features are on the CPU") };
-            let rows = storage.as_slice::<f32>()?.chunks_exact(bank_tile.dim(1)?);
-            best.iter_mut().zip(rows).for_each(|(best, row)| best.extend(first_row, row));
-            Ok::<_, candle_core::Error>(())
-        })?;
-    }
-    Ok(best.into_par_iter().map(TopK::into_rows).collect())
-}
-
-/// Up to `count` rows from the row `first` on as a tensor `(rows, D)` of rows of length 1; a row of zeros stays one.
-pub(crate) fn unit_rows(features: &Features, first: usize, count: usize) -> Result<Tensor> {
-    let (dim, rows) = (features.dim(), count.min(features.rows() - first));
-    let mut data = features.data()[first * dim..(first + rows) * dim].to_vec();
-    data.par_chunks_exact_mut(dim).for_each(|row| {
-        let norm = dot(row, row).sqrt();
-        if norm > 0.0 {
-            row.iter_mut().for_each(|value| *value = (f64::from(*value) / norm) as f32);
-        }
-    });
-    Ok(Tensor::from_vec(data, (rows, dim), &Device::Cpu)?)
-}
-
 /// A row of the bank with its cosine similarity to a query.
 #[derive(Clone, Copy, Debug)]
 struct Neighbour {
@@ -230,17 +126,6 @@ fn similarities(bank: &Features, queries: &Features, rows: &[Vec<usize>]) -> Vec
     rows.par_iter().enumerate().map(neighbours).collect()
 }
 
-/// `Σ aᵢ bᵢ` in `f64`, in eight partial sums.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sums = [0f64; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += f64::from(*a) * f64::from(*b);
-        }
-    }
-    sums.iter().sum()
-}
-
 /// The winning class and the score of each class. There is at least one neighbour.
 fn vote(neighbours: &[Neighbour], labels: &[u32], num_classes: usize, temperature: f64) -> (u32, Vec<f64>) {
     // Weights relative to the nearest neighbour cannot all overflow or vanish, however low the temperature.
@@ -259,29 +144,6 @@ fn vote(neighbours: &[Neighbour], labels: &[u32], num_classes: usize, temperatur
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn top_k(k: usize, similarities: &[f32]) -> Vec<usize> {
-        let mut best = TopK::new(k);
-        best.extend(0, similarities);
-        best.into_rows()
-    }
-
-    #[test]
-    fn ties_go_to_the_earlier_row() {
-        assert_eq!(top_k(2, &[0.5, 0.7, 0.7, 0.7]), [1, 2]);
-        assert_eq!(top_k(3, &[0.5; 200]), [0, 1, 2]);
-    }
-
-    #[test]
-    fn top_k_equals_a_full_sort() {
-        // Steps of 37 modulo 101 give a fixed order with many ties.
-        let similarities: Vec<f32> = (0..5000).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
-        let mut rows: Vec<usize> = (0..similarities.len()).collect();
-        rows.sort_by(|&a, &b| similarities[b].total_cmp(&similarities[a]).then(a.cmp(&b)));
-        for k in [1, 20, 200, 5000] {
-            assert_eq!(top_k(k, &similarities), rows[..k]);
-        }
-    }
 
     #[test]
     fn a_low_temperature_still_has_a_winner() {

@@ -36,6 +36,7 @@ mod lidar;
 mod linear_probe;
 mod logistic_regression;
 mod low_shot;
+mod nearest;
 mod objective;
 mod precondition;
 mod principal;
@@ -47,6 +48,7 @@ mod split;
 mod standardize;
 mod symmetric;
 mod t_sne;
+mod uniformity;
 mod zero_shot;
 
 pub use crate::accuracy::{accuracy, topk_accuracy};
@@ -73,10 +75,11 @@ pub use crate::sgd_probe::{
     ProbeInput, ProbeSchedule, SgdProbeConfig, SgdProbeResult, sgd_probe, sgd_probe_of,
 };
 pub use crate::spectrum::{
-    alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank, participation_ratio, rank_me,
-    singular_values, std_collapse,
+    CovarianceSpectrum, alpha_req, covariance_effective_rank, covariance_spectrum, effective_rank,
+    participation_ratio, rank_me, singular_values, std_collapse,
 };
 pub use crate::t_sne::{TSne, TSneConfig, t_sne};
+pub use crate::uniformity::uniformity;
 pub use crate::zero_shot::zero_shot_accuracy;
 
 #[doc = include_str!("../README.md")]

@@ -71,15 +71,29 @@ pub fn lidar(groups: &Tensor, config: &LidarConfig) -> Result<f64> {
         view.iter_mut().zip(means.row(at / q)).for_each(|(value, mean)| *value -= mean);
     }
     let within = covariance_within(&views, config.delta)?;
-    let mut between = means.centred();
     let factor = Cholesky::factor(within, dim, config.delta);
-    // S is similar to L⁻¹ Σ_b L⁻ᵀ, whose eigenvalues are those of the whitened means.
-    between.par_rows_mut().for_each(|mean| factor.whiten(mean));
-    let gram = between.smaller_gram()?;
-    let mut spectrum = eigenvalues(&gram.values, gram.size)?;
+    let mut spectrum = whitened_spectrum(means.centred(), &factor)?;
     spectrum.iter_mut().for_each(|value| *value = value.max(0.0));
     spectrum.resize(dim, 0.0);
     exp_entropy(&spectrum, config.epsilon)
+}
+
+/// The eigenvalues of `L⁻¹ Σ_b L⁻ᵀ`, to which `S` is similar, times the number of images: those of the smaller Gram matrix
+/// of the whitened means.
+fn whitened_spectrum(means: Rows, factor: &Cholesky) -> Result<Vec<f64>> {
+    if means.count() <= means.dim() {
+        let mut means = means;
+        means.par_rows_mut().for_each(|mean| factor.whiten(mean));
+        let gram = means.smaller_gram()?;
+        return eigenvalues(&gram.values, gram.size);
+    }
+    // With many images it is less work to whiten the columns and the rows of their Gram matrix.
+    let dim = means.dim();
+    let mut gram = Rows::new(means.products()?, dim)?;
+    gram.par_rows_mut().for_each(|row| factor.whiten(row));
+    let mut gram = gram.transposed()?;
+    gram.par_rows_mut().for_each(|row| factor.whiten(row));
+    eigenvalues(&gram.into_values(), dim)
 }
 
 /// `Σ_w`, `(D, D)` row-major, of the deviations of views from the mean of their image.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use crate::knn::{Candidate, nearest, unit_rows};
+use crate::nearest::{Candidate, nearest, nearest_among, unit_rows};
 use crate::{Error, Features, Result};
 
 /// Queries that are ranked together; their similarities to the gallery are in memory at once.
@@ -154,9 +154,11 @@ impl<'a> Search<'a> {
             return Err(Error::Config { field: "k", value: k.to_string(), allowed: "at least 1" });
         }
         let k = k.min(self.gallery.rows());
+        if !self.leave_one_out {
+            return nearest(self.gallery, self.asking, k);
+        }
         // One more, since the query may be among them.
-        let more = (k + usize::from(self.leave_one_out)).min(self.gallery.rows());
-        let mut found = nearest(self.gallery, self.asking, more)?;
+        let mut found = nearest_among(self.gallery, (k + 1).min(self.gallery.rows()))?;
         for (query, rows) in found.iter_mut().enumerate() {
             rows.retain(|row| !self.is_itself(query, *row));
             rows.truncate(k);

@@ -6,6 +6,12 @@ use rayon::prelude::*;
 use crate::features::check_size;
 use crate::{Error, Result};
 
+/// Rows whose products are computed together, how many such parts are held at once, and columns of a block: blocks below
+/// the diagonal of the symmetric result are not computed.
+const PRODUCT_ROWS: usize = 4096;
+const PRODUCT_PARTS: usize = 8;
+const PRODUCT_COLUMNS: usize = 128;
+
 /// A table `(N, D)` of finite numbers, N ≥ 1 and D ≥ 1.
 #[derive(Clone, Debug)]
 pub(crate) struct Rows {
@@ -110,9 +116,9 @@ impl Rows {
 
     /// These rows less `origin`.
     pub(crate) fn minus(mut self, origin: &[f64]) -> Self {
-        for row in self.iter_mut() {
+        self.par_rows_mut().for_each(|row| {
             row.iter_mut().zip(origin).for_each(|(value, origin)| *value -= origin);
-        }
+        });
         self
     }
 
@@ -120,6 +126,20 @@ impl Rows {
     pub(crate) fn centred(self) -> Self {
         let mean = self.mean();
         self.minus(&mean)
+    }
+
+    /// These rows, each divided by its length; a row of zeros stays one.
+    pub(crate) fn on_sphere(mut self) -> Self {
+        self.par_rows_mut().for_each(|row| {
+            // Scaled by the largest value first, whose square might overflow or vanish.
+            let largest = row.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+            if largest > 0.0 {
+                row.iter_mut().for_each(|value| *value /= largest);
+                let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
+                row.iter_mut().for_each(|value| *value /= norm);
+            }
+        });
+        self
     }
 
     /// These rows, each followed by the one of `other`: `(N, D + D')`.
@@ -146,8 +166,25 @@ impl Rows {
 
     /// `XᵀX`, `(D, D)` row-major.
     pub(crate) fn products(&self) -> Result<Vec<f64>> {
-        let x = self.tensor()?;
-        flat(&x.t()?.matmul(&x)?)
+        let dim = self.dim;
+        let firsts = || (0..dim).step_by(PRODUCT_COLUMNS);
+        let mut products = vec![0.0; dim * dim];
+        for group in self.values.chunks(PRODUCT_PARTS * PRODUCT_ROWS * dim) {
+            let parts = group.par_chunks(PRODUCT_ROWS * dim).map(|rows| upper_bands(rows, dim));
+            // Added in the order of the rows, for any number of threads.
+            for bands in parts.collect::<Result<Vec<Vec<_>>>>()? {
+                for (band, first) in bands.iter().zip(firsts()) {
+                    let sums = products.chunks_exact_mut(dim).skip(first);
+                    for (sums, values) in sums.zip(band.chunks_exact(dim - first)) {
+                        sums[first..].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                    }
+                }
+            }
+        }
+        for (row, column) in (0..dim).flat_map(|row| (0..row).map(move |column| (row, column))) {
+            products[row * dim + column] = products[column * dim + row];
+        }
+        Ok(products)
     }
 
     /// `XᵀX` or `XXᵀ`, whichever is smaller: both have the squared singular values as eigenvalues.
@@ -158,6 +195,17 @@ impl Rows {
         let x = self.tensor()?;
         Ok(Gram { values: flat(&x.matmul(&x.t()?)?)?, size: self.count() })
     }
+}
+
+/// The products of columns with themselves and all later ones, in bands `(columns, dim - first)` of some columns from
+/// `first` on.
+fn upper_bands(rows: &[f64], dim: usize) -> Result<Vec<Vec<f64>>> {
+    let x = Tensor::from_slice(rows, (rows.len() / dim, dim), &Device::Cpu)?;
+    let band = |first: usize| {
+        let columns = x.narrow(1, first, PRODUCT_COLUMNS.min(dim - first))?;
+        flat(&columns.t()?.matmul(&x.narrow(1, first, dim - first)?)?)
+    };
+    (0..dim).step_by(PRODUCT_COLUMNS).map(band).collect()
 }
 
 /// `‖a − b‖²`, in eight running sums, which the compiler keeps in vector registers.
@@ -186,6 +234,17 @@ mod tests {
             let gram = rows.smaller_gram().unwrap();
             assert_eq!(gram.size, 2);
             assert_eq!(gram.values[0] + gram.values[3], values.iter().map(|x| x * x).sum::<f64>());
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_the_definition_beyond_one_block() {
+        let (n, dim) = (PRODUCT_ROWS + 3, PRODUCT_COLUMNS + 2);
+        // Small integers, whose sums are exact.
+        let rows = Rows::new((0..n * dim).map(|at| (at * 7 % 31) as f64 - 15.0).collect(), dim).unwrap();
+        let products = rows.products().unwrap();
+        for (i, j) in [(0, 0), (0, dim - 1), (dim - 1, 0), (dim - 1, 5), (dim - 2, dim - 1)] {
+            assert_eq!(products[i * dim + j], rows.iter().map(|row| row[i] * row[j]).sum::<f64>());
         }
     }
 

@@ -15,6 +15,72 @@ const RANK_ME_EPSILON: f64 = 1e-7;
 /// The eigenvalues, counted from 1, through which alpha-ReQ lays its line.
 const ALPHA_RANGE: std::ops::RangeInclusive<usize> = 11..=100;
 
+/// The eigenvalues of the covariance of embeddings and what they say, for several measures of the same rows.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let rows = Tensor::new(&[[0f32, 0.], [0., 1.], [2., 0.], [2., 1.]], &Device::Cpu)?;
+/// let spectrum = ssl_eval::CovarianceSpectrum::of(&rows)?;
+/// assert_eq!(spectrum.participation_ratio()?, ssl_eval::participation_ratio(&rows)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct CovarianceSpectrum {
+    eigenvalues: Vec<f64>,
+}
+
+impl CovarianceSpectrum {
+    /// Those of rows `(N, D)`, as [`covariance_spectrum`] has them.
+    ///
+    /// # Errors
+    /// If there are less than two rows, or a value is not finite.
+    pub fn of(rows: &Tensor) -> Result<Self> {
+        let rows = Rows::read_two(rows)?;
+        let degrees = rows.count() as f64 - 1.0;
+        let squares = squared_singular_values(&rows.centred())?;
+        Ok(Self { eigenvalues: squares.into_iter().map(|square| square / degrees).collect() })
+    }
+
+    /// The eigenvalues in descending order, `min(N, D)` values.
+    pub fn eigenvalues(&self) -> &[f64] {
+        &self.eigenvalues
+    }
+
+    /// As [`covariance_effective_rank`].
+    ///
+    /// # Errors
+    /// If all rows are equal.
+    pub fn effective_rank(&self) -> Result<f64> {
+        exp_entropy(&self.eigenvalues, 0.0)
+    }
+
+    /// As [`participation_ratio`].
+    ///
+    /// # Errors
+    /// If all rows are equal.
+    pub fn participation_ratio(&self) -> Result<f64> {
+        let shares = shares(&self.eigenvalues)?;
+        Ok(1.0 / shares.iter().map(|share| share * share).sum::<f64>())
+    }
+
+    /// As [`alpha_req`].
+    ///
+    /// # Errors
+    /// If less than 12 eigenvalues are above 0.
+    pub fn alpha_req(&self) -> Result<f64> {
+        let positive = self.eigenvalues.iter().filter(|value| **value > 0.0).count();
+        let (first, last) = (*ALPHA_RANGE.start(), positive.min(*ALPHA_RANGE.end()));
+        if last <= first {
+            let (field, allowed) = ("number of eigenvalues above 0", "at least 12");
+            return Err(Error::Config { field, value: positive.to_string(), allowed });
+        }
+        let point = |j: usize| (1.0 / j as f64, (j as f64).ln(), self.eigenvalues[j - 1].ln());
+        Ok(-weighted_slope(&(first..=last).map(point).collect::<Vec<_>>()))
+    }
+}
+
 /// The singular values of the rows as they are, not centred, in descending order.
 ///
 /// They are square roots of eigenvalues of the smaller Gram matrix; those that rounding could have made are 0.
@@ -95,10 +161,7 @@ pub fn effective_rank(rows: &Tensor) -> Result<f64> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn covariance_spectrum(rows: &Tensor) -> Result<Vec<f64>> {
-    let rows = Rows::read_two(rows)?;
-    let degrees = rows.count() as f64 - 1.0;
-    let squares = squared_singular_values(&rows.centred())?;
-    Ok(squares.into_iter().map(|square| square / degrees).collect())
+    Ok(CovarianceSpectrum::of(rows)?.eigenvalues)
 }
 
 /// The effective rank of the covariance: `exp(−Σ pₖ log pₖ)` with `pₖ = λₖ / Σ λ` of the [`covariance_spectrum`].
@@ -117,7 +180,7 @@ pub fn covariance_spectrum(rows: &Tensor) -> Result<Vec<f64>> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn covariance_effective_rank(rows: &Tensor) -> Result<f64> {
-    exp_entropy(&covariance_spectrum(rows)?, 0.0)
+    CovarianceSpectrum::of(rows)?.effective_rank()
 }
 
 /// The participation ratio `(Σ λ)² / Σ λ²` of the [`covariance_spectrum`], from 1 to `min(N − 1, D)`.
@@ -135,8 +198,7 @@ pub fn covariance_effective_rank(rows: &Tensor) -> Result<f64> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn participation_ratio(rows: &Tensor) -> Result<f64> {
-    let shares = shares(&covariance_spectrum(rows)?)?;
-    Ok(1.0 / shares.iter().map(|share| share * share).sum::<f64>())
+    CovarianceSpectrum::of(rows)?.participation_ratio()
 }
 
 /// alpha-ReQ (Agrawal et al., "alpha-ReQ: Assessing Representation Quality in Self-Supervised Learning by measuring
@@ -164,15 +226,7 @@ pub fn participation_ratio(rows: &Tensor) -> Result<f64> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn alpha_req(rows: &Tensor) -> Result<f64> {
-    let spectrum = covariance_spectrum(rows)?;
-    let positive = spectrum.iter().filter(|value| **value > 0.0).count();
-    let (first, last) = (*ALPHA_RANGE.start(), positive.min(*ALPHA_RANGE.end()));
-    if last <= first {
-        let (field, allowed) = ("number of eigenvalues above 0", "at least 12");
-        return Err(Error::Config { field, value: positive.to_string(), allowed });
-    }
-    let points = (first..=last).map(|j| (1.0 / j as f64, (j as f64).ln(), spectrum[j - 1].ln()));
-    Ok(-weighted_slope(&points.collect::<Vec<_>>()))
+    CovarianceSpectrum::of(rows)?.alpha_req()
 }
 
 /// How far embeddings are from one point (Chen & He, 2020, <https://arxiv.org/abs/2011.10566>, section 4.1): the mean over
@@ -193,16 +247,7 @@ pub fn alpha_req(rows: &Tensor) -> Result<f64> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn std_collapse(rows: &Tensor) -> Result<f64> {
-    let mut rows = Rows::read_two(rows)?;
-    for row in rows.iter_mut() {
-        // Scaled by the largest value first, whose square might overflow or vanish.
-        let largest = row.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
-        if largest > 0.0 {
-            row.iter_mut().for_each(|value| *value /= largest);
-            let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
-            row.iter_mut().for_each(|value| *value /= norm);
-        }
-    }
+    let rows = Rows::read_two(rows)?.on_sphere();
     let (degrees, dim) = (rows.count() as f64 - 1.0, rows.dim());
     let mut squares = vec![0.0; dim];
     for row in rows.centred().iter() {

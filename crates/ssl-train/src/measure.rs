@@ -12,10 +12,10 @@ use ssl_augment::random;
 use ssl_backbones::Backbone;
 use ssl_data::{Dataset, Tolerant};
 use ssl_eval::{
-    Covariance, GaussianInformation, LidarConfig, PrincipalComponents, Shrinkage, alpha_req,
-    covariance_effective_rank, covariance_spectrum, lidar, participation_ratio, rank_me, std_collapse,
+    Covariance, CovarianceSpectrum, GaussianInformation, LidarConfig, PrincipalComponents, Shrinkage, lidar,
+    rank_me, std_collapse, uniformity,
 };
-use ssl_losses::{alignment, uniformity};
+use ssl_losses::alignment;
 use ssl_nn::{Purpose, rng};
 
 use crate::error::Result;
@@ -105,25 +105,25 @@ impl Measures {
         let h = features.to_dtype(DType::F64)?;
         let (n, q, d) = h.dims3()?;
         let rows = h.reshape((n * q, d))?;
-        let spectrum = covariance_spectrum(&rows)?;
+        let spectrum = CovarianceSpectrum::of(&rows)?;
         let view = |v: usize| h.narrow(1, v, 1)?.squeeze(1)?.contiguous();
         let pairs = |side: usize| {
             let views = (side..q).step_by(2).map(view).collect::<candle_core::Result<Vec<_>>>()?;
             Tensor::cat(&views, 0)
         };
         let (a, b) = (pairs(0)?, pairs(1)?);
-        let mean_variance = spectrum.iter().sum::<f64>() / d as f64;
+        let mean_variance = spectrum.eigenvalues().iter().sum::<f64>() / d as f64;
         let scaled = (&rows / mean_variance.max(1e-24).sqrt())?;
         let covariance = Covariance::of(&scaled, Shrinkage::LedoitWolf)?;
         let each = |nats: ssl_eval::Result<f64>| nats.ok().map(|nats| nats / d as f64);
         Ok(Self {
             alignment: alignment(&a, &b, 2.0)?.to_scalar()?,
-            uniformity: uniformity(&view(0)?, 2.0)?.to_scalar()?,
+            uniformity: uniformity(&view(0)?)?,
             std: std_collapse(&rows).ok(),
             rank_me: rank_me(&rows).ok(),
-            effective_rank: covariance_effective_rank(&rows).ok(),
-            participation_ratio: participation_ratio(&rows).ok(),
-            alpha_req: alpha_req(&rows).ok(),
+            effective_rank: spectrum.effective_rank().ok(),
+            participation_ratio: spectrum.participation_ratio().ok(),
+            alpha_req: spectrum.alpha_req().ok(),
             lidar: lidar(&h, &LidarConfig::default()).ok(),
             entropy: each(covariance.entropy()),
             redundancy: each(covariance.total_correlation()),

@@ -28,6 +28,14 @@ fn ranks_are_those_of_pytorch() {
 }
 
 #[test]
+fn uniformity_is_that_of_pytorch() {
+    let case = Case::load("alignment_uniformity");
+    let found = ssl_eval::uniformity(&case.rows("in.x")).unwrap();
+    // Similarities are f32.
+    assert_close(&[found], &case.values("out.f64.uniform_t2"), 1e-6, 0.0);
+}
+
+#[test]
 fn shrinkage_is_that_of_scikit_learn() {
     let case = Case::load("ledoit_wolf");
     for i in 0..3 {

@@ -53,6 +53,22 @@ fn values_are_those_of_the_definitions() {
 }
 
 #[test]
+fn a_similarity_serves_both_of_its_rows() {
+    // More rows than a stripe has.
+    let rows = clusters(2600, 8, 6, 1.5, 5);
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    let of = |i: usize| naive(&rows, rows.row(i), rows.labels()[i], Some(i), 20).unwrap().0;
+    let expected = mean((0..2600).map(of).collect());
+    let found = mean_average_precision_at(20, &rows, Queries::LeaveOneOut).unwrap();
+    assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+    for threads in [1, 2] {
+        let again =
+            with_threads(threads, || mean_average_precision_at(20, &rows, Queries::LeaveOneOut).unwrap());
+        assert_eq!(again, found);
+    }
+}
+
+#[test]
 fn clusters_that_are_far_apart_are_retrieved_whole() {
     let rows = clusters(300, 8, 3, 0.01, 3);
     for found in [
