@@ -5,6 +5,7 @@
 //! `xtask/python/bench_peer.py`, under the same id and in the same order.
 
 mod augment;
+mod eval;
 mod knn;
 mod layer;
 mod measure;
@@ -66,6 +67,8 @@ enum Suite {
     Augment,
     /// Exact k nearest neighbours.
     Knn,
+    /// Probe, measures and retrieval of the features of a whole data set.
+    Eval,
     /// Single layers at the sizes of the networks.
     Layer,
 }
@@ -124,5 +127,8 @@ impl Bench {
 }
 
 fn all_cases() -> Vec<Case> {
-    [step::cases(), augment::cases(), knn::cases(), layer::cases()].into_iter().flatten().collect()
+    [step::cases(), augment::cases(), knn::cases(), eval::cases(), layer::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

@@ -11,9 +11,13 @@ fn bench(arguments: &[&str]) -> Output {
 
 #[test]
 fn the_cases_of_a_suite_are_listed() {
-    let output = bench(&["knn", "--list"]);
-    assert!(output.status.success());
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "knn/60000x10000x512\n");
+    let eval = ["probe-60000x512", "measures-60000x2x512", "retrieval-60000x512", "all-60000x2x512"];
+    let eval = eval.map(|case| format!("eval/{case}\n")).concat();
+    for (suite, expected) in [("knn", "knn/60000x10000x512\n"), ("eval", &eval)] {
+        let output = bench(&[suite, "--list"]);
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    }
 }
 
 #[test]

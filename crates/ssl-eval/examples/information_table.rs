@@ -1,16 +1,18 @@
 //! Errors of the estimators of mutual information for Gaussians, whose information is known, as a Markdown table.
 //!
 //! ```text
-//! cargo run -p ssl-eval --example information_table
+//! cargo run --release -p ssl-eval --example information_table
 //! ```
 
 // An example reports by printing.
 #![allow(clippy::print_stdout)]
 
+use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use ssl_eval::{
-    Bound, CriticConfig, Features, KsgAlgorithm, KsgConfig, Result, critic_information, ksg_information,
+    Bound, CriticConfig, Features, GaussianInformation, KsgAlgorithm, KsgConfig, Result, Shrinkage,
+    critic_information, ksg_information,
 };
 
 const ROWS: usize = 4000;
@@ -21,11 +23,14 @@ const SEED: u64 = 1;
 /// A column of the table.
 #[derive(Clone, Copy)]
 enum Estimator {
+    /// Canonical correlations without shrinkage.
+    Gaussian,
     Ksg(KsgAlgorithm),
     Critic(Bound),
 }
 
-const ESTIMATORS: [(&str, Estimator); 6] = [
+const ESTIMATORS: [(&str, Estimator); 7] = [
+    ("Gaussian", Estimator::Gaussian),
     ("KSG 1", Estimator::Ksg(KsgAlgorithm::Cubes)),
     ("KSG 2", Estimator::Ksg(KsgAlgorithm::Rectangles)),
     ("InfoNCE", Estimator::Critic(Bound::InfoNce)),
@@ -55,6 +60,10 @@ fn main() -> Result<()> {
 /// The estimate less the truth, with the standard error if the estimator has one.
 fn error(estimator: Estimator, x: &Features, y: &Features, truth: f64) -> Result<String> {
     match estimator {
+        Estimator::Gaussian => {
+            let found = GaussianInformation::between(&tensor(x)?, &tensor(y)?, Shrinkage::None)?;
+            Ok(signed(found.nats() - truth))
+        }
         Estimator::Ksg(algorithm) => {
             let nats = ksg_information(x, y, &KsgConfig { algorithm, ..Default::default() })?;
             Ok(signed(nats - truth))
@@ -65,6 +74,10 @@ fn error(estimator: Estimator, x: &Features, y: &Features, truth: f64) -> Result
             Ok(format!("{} ± {:.2}", signed(found.nats - truth), found.standard_error))
         }
     }
+}
+
+fn tensor(features: &Features) -> Result<Tensor> {
+    Ok(Tensor::from_slice(features.data(), (features.rows(), features.dim()), &Device::Cpu)?)
 }
 
 /// Two decimals, with the sign of minus and without one for zero.
