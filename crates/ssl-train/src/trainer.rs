@@ -11,8 +11,9 @@ use crate::error::{Error, Result};
 use crate::gradients::{Gradients, is_finite};
 use crate::loader::Loader;
 use crate::optimizer::{Optimizer, Rates};
-use crate::recipe::{Recipe, TrainConfig};
+use crate::recipe::Recipe;
 use crate::spread::Spread;
+use crate::train_config::TrainConfig;
 
 /// The moving parts of a run.
 pub(crate) struct Trainer {
