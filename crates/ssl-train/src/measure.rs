@@ -200,18 +200,12 @@ pub(crate) fn measured_features(
 
 #[cfg(test)]
 mod tests {
-    use rand_core::RngCore;
-
     use super::*;
 
     /// `n` images with `q` views of `d` normal values, of which a share `shared` of the variance is that of the image.
     fn features(n: usize, q: usize, d: usize, shared: f64) -> Tensor {
         let mut rng = rng(3, Purpose::Measure, 0, 0, 0);
-        let mut normal = || {
-            let uniform = |x: u64| (x >> 11) as f64 / (1u64 << 53) as f64;
-            let (u, v) = (1.0 - uniform(rng.next_u64()), uniform(rng.next_u64()));
-            (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-        };
+        let mut normal = || random::normal(&mut rng);
         let mut data = Vec::with_capacity(n * q * d);
         for _ in 0..n {
             let own: Vec<f64> = (0..d).map(|_| normal()).collect();
