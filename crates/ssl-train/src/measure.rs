@@ -131,9 +131,14 @@ impl Measures {
         })
     }
 
-    /// As values of the log.
+    /// As values of the log: those that there are.
     pub fn values(&self) -> Vec<(&'static str, f64)> {
-        let values = [
+        self.all().into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// All by name; `None` for what is not defined, or not finite.
+    pub(crate) fn all(&self) -> [(&'static str, Option<f64>); 11] {
+        [
             ("alignment", Some(self.alignment)),
             ("uniformity", Some(self.uniformity)),
             ("std", self.std),
@@ -145,11 +150,8 @@ impl Measures {
             ("entropy", self.entropy),
             ("redundancy", self.redundancy),
             ("view_information", self.view_information),
-        ];
-        values
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.filter(|v| v.is_finite())?)))
-            .collect()
+        ]
+        .map(|(name, value)| (name, value.filter(|value| value.is_finite())))
     }
 }
 
