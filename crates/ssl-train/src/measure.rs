@@ -19,11 +19,9 @@ use ssl_losses::{alignment, uniformity};
 use ssl_nn::{Purpose, rng};
 
 use crate::error::Result;
+use crate::forward::embeddings;
 use crate::loader::Loader;
 use crate::recipe::Recipe;
-
-/// Images of one forward pass.
-const BATCH: usize = 128;
 
 /// Principal directions in which the information of two views on each other is measured: few beside the images, so that
 /// canonical correlations do not find what is not there.
@@ -190,11 +188,7 @@ pub(crate) fn measured_features(
     let mut views = Vec::with_capacity(recipe.measure.views);
     while let Some(batch) = loader.next_batch() {
         for view in &batch?.views[..each] {
-            let n = view.dim(0)?;
-            let parts = (0..n).step_by(BATCH).map(|start| {
-                backbone.forward_t(&view.narrow(0, start, BATCH.min(n - start))?, false).map(|h| h.detach())
-            });
-            views.push(Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
+            views.push(embeddings(backbone, view)?);
         }
     }
     Ok(Tensor::stack(&views, 1)?)

@@ -18,6 +18,7 @@ use ssl_nn::{Purpose, Rng, rng};
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::evaluate::{Protocol, embed, labelled_test};
+use crate::forward::forward;
 use crate::images::Images;
 use crate::measure::Measures;
 
@@ -351,8 +352,7 @@ impl Subject<'_> {
         make: &(dyn Fn(usize, &Image) -> Option<Image> + Sync),
     ) -> Result<Tensor> {
         let normalize = Normalize::new(self.protocol.mean, self.protocol.std)?;
-        let mut parts = Vec::new();
-        for start in (0..n).step_by(BATCH) {
+        let batch = |start: usize| {
             let count = BATCH.min(n - start);
             let mut pixels = vec![0f32; count * 3 * size * size];
             pixels.par_chunks_mut(3 * size * size).enumerate().try_for_each(|(row, out)| {
@@ -361,10 +361,9 @@ impl Subject<'_> {
                     .ok_or_else(|| Error::Recipe("an augmentation made no view".to_owned()))?;
                 Ok::<_, Error>(normalize.write_chw(&made, out)?)
             })?;
-            let x = Tensor::from_vec(pixels, (count, 3, size, size), self.device)?;
-            parts.push(self.backbone.forward_t(&x, false)?.detach());
-        }
-        Ok(Tensor::cat(&parts, 0)?)
+            Ok(Tensor::from_vec(pixels, (count, 3, size, size), self.device)?)
+        };
+        forward(self.backbone, (0..n).step_by(BATCH).map(batch))
     }
 }
 
