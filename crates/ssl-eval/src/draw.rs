@@ -1,10 +1,18 @@
 //! Random numbers from the caller's generator.
 
+use std::f64::consts::TAU;
+
 use rand_core::RngCore;
 
 /// Uniform in `[0, 1)`, with 53 bits.
 pub(crate) fn uniform(rng: &mut dyn RngCore) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Standard normal, by Box and Muller, from two uniform numbers.
+pub(crate) fn normal(rng: &mut dyn RngCore) -> f64 {
+    let (u, v) = (1.0 - uniform(rng), uniform(rng));
+    (-2.0 * u.ln()).sqrt() * (TAU * v).cos()
 }
 
 /// Uniform in `0..n`, but for a share of `n / 2^64`; `n` is at least 1.
@@ -50,6 +58,10 @@ mod tests {
         let mean = (0..10_000).map(|_| uniform(&mut rng)).sum::<f64>() / 10_000.0;
         // Five standard deviations are 0.014.
         assert!((mean - 0.5).abs() < 0.015, "{mean}");
+        let normals: Vec<f64> = (0..10_000).map(|_| normal(&mut rng)).collect();
+        let moment = |power: i32| normals.iter().map(|x| x.powi(power)).sum::<f64>() / 10_000.0;
+        // Five standard deviations are 0.05, 0.07 and 0.5.
+        assert!(moment(1).abs() < 0.05 && (moment(2) - 1.0).abs() < 0.07 && (moment(4) - 3.0).abs() < 0.5);
         assert!((0..1000).all(|_| below(&mut rng, 3) < 3 && uniform(&mut rng) < 1.0));
     }
 }

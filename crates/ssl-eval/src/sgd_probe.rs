@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use rand_core::RngCore;
 
 use crate::accuracy::accuracy;
-use crate::draw::{choose, uniform};
+use crate::draw::{choose, normal};
 use crate::split::stratified_split;
 use crate::standardize::Standardizer;
 use crate::{Error, Features, Result};
@@ -274,11 +274,7 @@ impl Classifier {
         rng: &mut dyn RngCore,
     ) -> Result<Self> {
         let (n, dim) = (features.rows(), features.dim());
-        let mut normal = || {
-            let (u, v) = (1.0 - uniform(rng), uniform(rng));
-            (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-        };
-        let weights: Vec<f32> = (0..num_classes * dim).map(|_| (0.01 * normal()) as f32).collect();
+        let weights: Vec<f32> = (0..num_classes * dim).map(|_| (0.01 * normal(rng)) as f32).collect();
         let parameters = [weights, vec![0.0; num_classes]];
         let velocities = parameters.each_ref().map(|values| vec![0.0; values.len()]);
         let mut own = Self { parameters, velocities, dim };
@@ -383,6 +379,7 @@ mod tests {
     use rand_core::SeedableRng;
 
     use super::*;
+    use crate::draw::uniform;
 
     /// Three noisy clouds.
     fn clouds(n: usize, seed: u64) -> Features {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 use ssl_backbones::TensorFile;
 
 use crate::error::{Error, Result};
@@ -11,6 +12,34 @@ use crate::recipe::Recipe;
 
 /// Version of the layout below; a program reads its own version only.
 const FORMAT: &str = "2";
+
+/// What is kept for resuming.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Optimiser steps between checkpoints.
+    pub every_steps: usize,
+    /// Checkpoints kept, at least 2, so that one survives if the newest is damaged.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 100, keep: 2 }
+    }
+}
+
+impl CheckpointConfig {
+    /// Checks every setting.
+    pub(crate) fn validate(&self) -> Result<()> {
+        match self {
+            Self { every_steps: 1.., keep: 2.. } => Ok(()),
+            Self { every_steps, keep } => Err(Error::Recipe(format!(
+                "checkpoint.every_steps = {every_steps} must be at least 1 and checkpoint.keep = {keep} at least 2"
+            ))),
+        }
+    }
+}
 
 /// The state of a run after some step: everything that the following steps depend on.
 ///

@@ -37,7 +37,7 @@ impl Damage {
         match self {
             Self::Noise => {
                 for value in image.data_mut() {
-                    let noisy = f64::from(*value) + 12.0 * strength * normal(rng);
+                    let noisy = f64::from(*value) + 12.0 * strength * random::normal(rng);
                     *value = noisy.round().clamp(0.0, 255.0) as u8;
                 }
                 image
@@ -48,12 +48,6 @@ impl Damage {
             Self::LessContrast => adjust_contrast(image, 1.0 - 0.25 * strength),
         }
     }
-}
-
-/// A normal number, by Box and Muller.
-fn normal(rng: &mut Rng) -> f64 {
-    let (u, v) = (1.0 - random::uniform(rng, [0.0, 1.0]), random::uniform(rng, [0.0, 1.0]));
-    (-2.0 * u.max(f64::MIN_POSITIVE).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
 #[cfg(test)]

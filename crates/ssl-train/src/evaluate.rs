@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use ssl_augment::{Normalize, ResizeCenterCrop};
 use ssl_backbones::{Backbone, BackboneConfig, EncoderInfo};
@@ -14,11 +15,43 @@ use ssl_nn::{Params, Purpose, rng};
 
 use crate::error::{Error, Result};
 use crate::images::Images;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, is_default};
 use crate::zero_shot::ZeroShot;
 
 /// Images of one forward pass.
 const BATCH: usize = 256;
+
+/// How the encoder is judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Neighbours of the kNN classifier.
+    pub knn_k: usize,
+    /// Temperature of its votes.
+    pub knn_temperature: f64,
+    /// Epochs between evaluations during the training; 0 for none before its end. They do not change the run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub every_epochs: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { knn_k: 20, knn_temperature: 0.07, every_epochs: 0 }
+    }
+}
+
+impl EvalConfig {
+    /// Checks every setting.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let Self { knn_k, knn_temperature, .. } = *self;
+        if knn_k == 0 || !(knn_temperature > 0.0 && knn_temperature.is_finite()) {
+            return Err(Error::Recipe(format!(
+                "eval.knn_k = {knn_k} must be at least 1 and eval.knn_temperature = {knn_temperature} positive"
+            )));
+        }
+        Ok(())
+    }
+}
 
 /// Everything that an accuracy depends on besides the weights.
 #[derive(Clone, Debug)]

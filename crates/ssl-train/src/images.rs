@@ -11,6 +11,7 @@ use ssl_nn::{Purpose, rng};
 use crate::captions::TextConfig;
 use crate::data_config::DataConfig;
 use crate::error::{Error, Result};
+use crate::recipe::Recipe;
 
 /// The images of a run.
 #[derive(Clone, Debug)]
@@ -85,6 +86,23 @@ pub fn open_images(config: &DataConfig, text: Option<&TextConfig>, path: &Path) 
     };
     let tolerant = |set| Arc::new(Tolerant::new(set, policy));
     Ok(Images { train: tolerant(train), test: test.map(tolerant), description, fingerprint })
+}
+
+/// Opens the images and checks that the recipe can be run on them.
+pub(crate) fn usable_images(recipe: &Recipe, data: &Path) -> Result<Images> {
+    let images = open_images(&recipe.data, recipe.text.as_ref(), data)?;
+    if let Some(text) = &recipe.text {
+        text.check(&images)?;
+    }
+    let (n, batch) = (images.train.len(), recipe.train.batch_size);
+    if batch > n {
+        return Err(Error::Recipe(format!(
+            "train.batch_size = {batch} is larger than the data set: {} has {n} images to train on",
+            data.display()
+        )));
+    }
+    recipe.schedule.validate_steps(recipe.train.epochs * (n / batch)).map_err(Error::Recipe)?;
+    Ok(images)
 }
 
 /// Indices kept and held out, ascending; of every class the share `holdout`, rounded, but never all.

@@ -43,8 +43,7 @@ impl Loader {
         threads: usize,
         device: &Device,
     ) -> Result<Self> {
-        let sampler =
-            Sampler { seed: recipe.seed, images: images.len(), batch_size: recipe.train.batch_size };
+        let sampler = Sampler::of_recipe(recipe, images.len());
         let order = Mutex::new((usize::MAX, Arc::default()));
         let plan = Plan::Steps { sampler, parts: recipe.train.accumulate, order };
         Self::start(Maker::of_recipe(recipe, images, plan)?, range, threads, device)

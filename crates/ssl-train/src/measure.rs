@@ -19,11 +19,9 @@ use ssl_losses::alignment;
 use ssl_nn::{Purpose, rng};
 
 use crate::error::Result;
+use crate::forward::embeddings;
 use crate::loader::Loader;
 use crate::recipe::Recipe;
-
-/// Images of one forward pass.
-const BATCH: usize = 128;
 
 /// Principal directions in which the information of two views on each other is measured: few beside the images, so that
 /// canonical correlations do not find what is not there.
@@ -131,9 +129,14 @@ impl Measures {
         })
     }
 
-    /// As values of the log.
+    /// As values of the log: those that there are.
     pub fn values(&self) -> Vec<(&'static str, f64)> {
-        let values = [
+        self.all().into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// All by name; `None` for what is not defined, or not finite.
+    pub(crate) fn all(&self) -> [(&'static str, Option<f64>); 11] {
+        [
             ("alignment", Some(self.alignment)),
             ("uniformity", Some(self.uniformity)),
             ("std", self.std),
@@ -145,11 +148,8 @@ impl Measures {
             ("entropy", self.entropy),
             ("redundancy", self.redundancy),
             ("view_information", self.view_information),
-        ];
-        values
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.filter(|v| v.is_finite())?)))
-            .collect()
+        ]
+        .map(|(name, value)| (name, value.filter(|value| value.is_finite())))
     }
 }
 
@@ -188,11 +188,7 @@ pub(crate) fn measured_features(
     let mut views = Vec::with_capacity(recipe.measure.views);
     while let Some(batch) = loader.next_batch() {
         for view in &batch?.views[..each] {
-            let n = view.dim(0)?;
-            let parts = (0..n).step_by(BATCH).map(|start| {
-                backbone.forward_t(&view.narrow(0, start, BATCH.min(n - start))?, false).map(|h| h.detach())
-            });
-            views.push(Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?);
+            views.push(embeddings(backbone, view)?);
         }
     }
     Ok(Tensor::stack(&views, 1)?)
@@ -200,18 +196,12 @@ pub(crate) fn measured_features(
 
 #[cfg(test)]
 mod tests {
-    use rand_core::RngCore;
-
     use super::*;
 
     /// `n` images with `q` views of `d` normal values, of which a share `shared` of the variance is that of the image.
     fn features(n: usize, q: usize, d: usize, shared: f64) -> Tensor {
         let mut rng = rng(3, Purpose::Measure, 0, 0, 0);
-        let mut normal = || {
-            let uniform = |x: u64| (x >> 11) as f64 / (1u64 << 53) as f64;
-            let (u, v) = (1.0 - uniform(rng.next_u64()), uniform(rng.next_u64()));
-            (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-        };
+        let mut normal = || random::normal(&mut rng);
         let mut data = Vec::with_capacity(n * q * d);
         for _ in 0..n {
             let own: Vec<f64> = (0..d).map(|_| normal()).collect();

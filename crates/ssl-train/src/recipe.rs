@@ -9,17 +9,16 @@ use toml::{Table, Value};
 
 use crate::augment_config::{self, AugmentConfig};
 use crate::captions::TextConfig;
+use crate::checkpoint::CheckpointConfig;
 use crate::data_config::DataConfig;
 use crate::embedded::EMBEDDED;
 use crate::error::{Error, Result};
-use crate::gradients::ClipScope;
+use crate::evaluate::EvalConfig;
 use crate::layers::{self, from_table, to_table};
 use crate::measure::MeasureConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::ScheduleConfig;
-
-/// More epochs than any run has, and few enough that counting steps never overflows.
-const MAX_EPOCHS: usize = 1_000_000;
+use crate::train_config::TrainConfig;
 
 /// Everything that decides the result of a run.
 ///
@@ -65,50 +64,8 @@ pub struct Recipe {
     pub measure: MeasureConfig,
 }
 
-/// Length and batches of a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Passes over the images.
-    pub epochs: usize,
-    /// Stop after this many optimiser steps; 0 for no limit. The schedule is that of the whole run.
-    pub max_steps: usize,
-    /// Images of one optimiser step.
-    pub batch_size: usize,
-    /// Parts that a batch is computed in, one after the other; contrastive losses then see fewer negatives.
-    pub accumulate: usize,
-    /// Largest norm of the gradients; 0 for no limit.
-    pub clip_norm: f64,
-    /// Of which gradients: `all` together, those of each `module`, or of each `tensor`.
-    #[serde(default, skip_serializing_if = "ClipScope::is_all")]
-    pub clip_scope: ClipScope,
-}
-
-/// What is kept for resuming.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CheckpointConfig {
-    /// Optimiser steps between checkpoints.
-    pub every_steps: usize,
-    /// Checkpoints kept, at least 2, so that one survives if the newest is damaged.
-    pub keep: usize,
-}
-
-/// How the encoder is judged.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalConfig {
-    /// Neighbours of the kNN classifier.
-    pub knn_k: usize,
-    /// Temperature of its votes.
-    pub knn_temperature: f64,
-    /// Epochs between evaluations during the training; 0 for none before its end. They do not change the run.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub every_epochs: usize,
-}
-
 /// Whether a value need not be written.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
@@ -287,62 +244,21 @@ impl Recipe {
                 .ok_or_else(|| unknown("optimizer", &optimizer, &OptimizerConfig::NAMES))?,
             schedule: ScheduleConfig::named(&schedule)
                 .ok_or_else(|| unknown("schedule", &schedule, &ScheduleConfig::NAMES))?,
-            train: TrainConfig {
-                epochs: 100,
-                max_steps: 0,
-                batch_size: 256,
-                accumulate: 1,
-                clip_norm: 0.0,
-                clip_scope: ClipScope::All,
-            },
-            checkpoint: CheckpointConfig { every_steps: 100, keep: 2 },
-            eval: EvalConfig { knn_k: 20, knn_temperature: 0.07, every_epochs: 0 },
+            train: TrainConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            eval: EvalConfig::default(),
             measure: MeasureConfig::default(),
         })
     }
 
     fn validate(&self) -> Result<()> {
         let refuse = |reason: String| Err(Error::Recipe(reason));
-        let (train, checkpoint, eval) = (&self.train, &self.checkpoint, &self.eval);
         if i64::try_from(self.seed).is_err() {
             return refuse(format!("seed = {} is not in 0..=9223372036854775807", self.seed));
         }
-        if train.epochs > MAX_EPOCHS {
-            return refuse(format!("train.epochs = {} is not in 1..={MAX_EPOCHS}", train.epochs));
-        }
-        if train.epochs == 0 || train.batch_size < 2 {
-            return refuse(format!(
-                "train.epochs = {} must be at least 1 and train.batch_size = {} at least 2",
-                train.epochs, train.batch_size
-            ));
-        }
-        if train.accumulate == 0
-            || train.batch_size % train.accumulate != 0
-            || train.batch_size / train.accumulate < 2
-        {
-            return refuse(format!(
-                "train.accumulate = {} must divide train.batch_size = {} into parts of at least 2 images",
-                train.accumulate, train.batch_size
-            ));
-        }
-        if !(train.clip_norm >= 0.0 && train.clip_norm.is_finite()) {
-            return refuse(format!(
-                "train.clip_norm = {} is not in [0, ∞); 0 stands for no limit",
-                train.clip_norm
-            ));
-        }
-        if checkpoint.every_steps == 0 || checkpoint.keep < 2 {
-            return refuse(format!(
-                "checkpoint.every_steps = {} must be at least 1 and checkpoint.keep = {} at least 2",
-                checkpoint.every_steps, checkpoint.keep
-            ));
-        }
-        if eval.knn_k == 0 || !(eval.knn_temperature > 0.0 && eval.knn_temperature.is_finite()) {
-            return refuse(format!(
-                "eval.knn_k = {} must be at least 1 and eval.knn_temperature = {} positive",
-                eval.knn_k, eval.knn_temperature
-            ));
-        }
+        self.train.validate()?;
+        self.checkpoint.validate()?;
+        self.eval.validate()?;
         self.data.validate()?;
         match (self.method.needs_pairs(), self.data.partners.is_empty()) {
             (true, true) => {
@@ -362,9 +278,9 @@ impl Recipe {
         }
         let checks = [
             self.method.validate(),
-            self.method.validate_batch(train.batch_size, train.accumulate),
+            self.method.validate_batch(self.train.batch_size, self.train.accumulate),
             self.optimizer.validate(),
-            self.schedule.validate(train.epochs),
+            self.schedule.validate(self.train.epochs),
             self.backbone.validate(),
             self.method.validate_backbone(&self.backbone),
             self.text.as_ref().map_or(Ok(()), TextConfig::validate),

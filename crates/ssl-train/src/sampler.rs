@@ -3,6 +3,8 @@
 use ssl_augment::random;
 use ssl_nn::{Purpose, rng};
 
+use crate::recipe::Recipe;
+
 /// The order of the images over a run: each epoch a permutation of all of them, cut into batches; what does not fill a
 /// batch is left for another epoch's order.
 ///
@@ -27,6 +29,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// That of a run on so many images.
+    pub(crate) fn of_recipe(recipe: &Recipe, images: usize) -> Self {
+        Self { seed: recipe.seed, images, batch_size: recipe.train.batch_size }
+    }
+
     /// Whole batches in an epoch.
     pub fn steps_per_epoch(&self) -> usize {
         self.images / self.batch_size

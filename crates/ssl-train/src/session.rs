@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use serde_json::{Map, Value, json};
+use candle_core::{Device, Tensor};
+use serde_json::Value;
 use ssl_data::Dataset;
 use ssl_eval::Features;
 use ssl_methods::StepContext;
@@ -17,15 +17,17 @@ use crate::doctor::Verdict;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Protocol, judge};
 use crate::export::export;
-use crate::images::{Images, open_images};
+use crate::images::{Images, usable_images};
 use crate::loader::Loader;
 use crate::monitor::{Moment, Monitor, Subject};
 use crate::observer::{Control, Observer, StepReport};
-use crate::optimizer::{Optimizer, Rates};
+use crate::optimizer::Rates;
+use crate::pass::show_all;
 use crate::recipe::Recipe;
+use crate::result::{Summary, Trained};
 use crate::run_folder::{Log, RunFolder};
 use crate::sampler::Sampler;
-use crate::trainer::{Measured, Trainer};
+use crate::trainer::Trainer;
 use crate::zero_shot::zero_shot;
 
 /// How a call of [`Session::train`] ended.
@@ -59,15 +61,6 @@ pub struct Session {
     trained: Trained,
 }
 
-/// What was trained in this process.
-#[derive(Clone, Copy, Debug, Default)]
-struct Trained {
-    steps: usize,
-    seconds: f64,
-    /// Seconds of these in which the training thread waited for images.
-    wait_seconds: f64,
-}
-
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
@@ -84,7 +77,7 @@ impl Session {
     /// If the data cannot be used with the recipe, or `out` holds a run already. Nothing is written before all is checked.
     pub fn start(recipe: Recipe, data: &Path, out: &Path, device: &Device, threads: usize) -> Result<Self> {
         let images = usable_images(&recipe, data)?;
-        let trainer = trainer(&recipe, images.train.len(), device)?;
+        let trainer = Trainer::new(&recipe, images.train.len(), device)?;
         let folder = RunFolder::create(out, &recipe)?;
         Self::assemble(recipe, folder, images, trainer, (0, 0), device, threads)
     }
@@ -124,7 +117,7 @@ impl Session {
         }
         let at =
             latest.as_ref().map_or((0, 0), |(_, checkpoint)| (checkpoint.step, checkpoint.metrics_bytes));
-        let trainer = trainer(&wanted, images.train.len(), device)?;
+        let trainer = Trainer::new(&wanted, images.train.len(), device)?;
         let mut session = Self::assemble(recipe, folder, images, trainer, at, device, threads)?;
         if let Some((path, checkpoint)) = latest {
             let refuse =
@@ -192,8 +185,7 @@ impl Session {
     /// Share of its training time in this process, in [0, 1], that the training thread waited for images; `None` before
     /// the first step. Above some 5 % more loader threads, smaller files or a cache (`data.cache_mib`) would help.
     pub fn wait_share(&self) -> Option<f64> {
-        let Trained { seconds, wait_seconds, .. } = self.trained;
-        (seconds > 0.0).then(|| wait_seconds / seconds)
+        self.trained.wait_share()
     }
 
     /// What the doctor has said of the run so far, in this process and before.
@@ -242,7 +234,7 @@ impl Session {
             let measured = measured?;
             let epoch = self.step / steps_per_epoch;
             self.step += 1;
-            self.log.append(&metrics_line(self.step, epoch, rate, &measured))?;
+            self.log.append(&measured.line(self.step, epoch, rate))?;
             let seconds = started.elapsed().as_secs_f64();
             self.trained.steps += 1;
             self.trained.seconds += seconds;
@@ -306,35 +298,9 @@ impl Session {
         observers: &mut [Box<dyn Observer>],
         stop: &AtomicBool,
     ) -> Result<bool> {
-        let images = self.images.train.clone();
-        let (mut done, total) = (0, images.len());
+        let (images, total) = (self.images.train.clone(), self.images.train.len());
         let mut loader = Loader::pass(&self.recipe, images, context.step, self.threads, &self.device)?;
-        // An error of the loader keeps its kind; to the method it is only the end of the pass, as a stop is.
-        let (mut failed, mut stopped) = (None, false);
-        let mut batches = std::iter::from_fn(|| {
-            observers.iter_mut().for_each(|observer| observer.on_pass(done, total));
-            stopped = done < total && stop.load(Ordering::Relaxed);
-            if stopped {
-                return Some(Err(candle_core::Error::Msg("the pass was stopped".to_owned())));
-            }
-            match loader.next_batch()? {
-                Ok(batch) => {
-                    done += batch.index.len();
-                    Some(Ok(batch))
-                }
-                Err(error) => {
-                    let told = candle_core::Error::Msg(error.to_string());
-                    failed = Some(error);
-                    Some(Err(told))
-                }
-            }
-        });
-        let shown = self.trainer.method.pass(context, &mut batches);
-        match failed {
-            Some(error) => Err(error),
-            None if stopped => Ok(false),
-            None => shown.map(|()| true).map_err(Error::from),
-        }
+        show_all(&mut *self.trainer.method, context, &mut loader, total, observers, stop)
     }
 
     fn context(&self) -> StepContext {
@@ -388,39 +354,16 @@ impl Session {
     /// # Errors
     /// If the file system refuses.
     pub fn write_result(&self, evaluation: Option<&Evaluation>) -> Result<Value> {
-        let Trained { steps, seconds, .. } = self.trained;
-        let images = (steps * self.recipe.train.batch_size) as f64;
-        let mut result = json!({
-            "method": self.recipe.method.name(),
-            "backbone": self.recipe.backbone.name,
-            "backbone_config": self.recipe.backbone,
-            "recipe": self.recipe.name,
-            "recipe_hash": self.recipe.hash()?,
-            "version": env!("CARGO_PKG_VERSION"),
-            "dataset": {
-                "description": self.images.description,
-                "fingerprint": self.images.fingerprint,
-                "train_images": self.images.train.len(),
-                "test_images": self.images.test.as_ref().map(|test| test.len()),
-                "broken_images": self.images.broken().len(),
-            },
-            "epochs": self.recipe.train.epochs,
-            "steps": self.step,
-            "batch_size": self.recipe.train.batch_size,
-            "seed": self.recipe.seed,
-            "threads": self.threads,
-            "weights": "last",
-            "images_per_second": if seconds > 0.0 { json!(images / seconds) } else { Value::Null },
-            "seconds": seconds,
-            "wait_share": self.wait_share(),
-            "measure_share": self.measure_share(),
-            "steps_in_this_process": steps,
-            "peak_rss_bytes": peak_rss_bytes(),
-            "doctor": self.verdicts().iter().map(verdict_json).collect::<Vec<_>>(),
-        });
-        if let (Some(evaluation), Value::Object(fields)) = (evaluation, &mut result) {
-            fields.extend(evaluation.to_json());
-        }
+        let summary = Summary {
+            recipe: &self.recipe,
+            images: &self.images,
+            step: self.step,
+            threads: self.threads,
+            trained: self.trained,
+            measure_share: self.measure_share(),
+            verdicts: self.verdicts(),
+        };
+        let result = summary.to_json(evaluation)?;
         let text = serde_json::to_string_pretty(&result).map_err(candle_core::Error::wrap)?;
         self.folder.write("result.json", format!("{text}\n").as_bytes())?;
         Ok(result)
@@ -442,7 +385,7 @@ impl Session {
     }
 
     fn sampler(&self) -> Sampler {
-        sampler(&self.recipe, self.images.train.len())
+        Sampler::of_recipe(&self.recipe, self.images.train.len())
     }
 
     fn total_steps(&self) -> usize {
@@ -457,85 +400,15 @@ impl Session {
     }
 }
 
-fn sampler(recipe: &Recipe, images: usize) -> Sampler {
-    Sampler { seed: recipe.seed, images, batch_size: recipe.train.batch_size }
-}
-
 /// Optimiser steps that a run has done at its end.
 fn last_step(recipe: &Recipe, images: usize) -> usize {
-    let total = recipe.train.epochs * sampler(recipe, images).steps_per_epoch();
+    let total = recipe.train.epochs * Sampler::of_recipe(recipe, images).steps_per_epoch();
     match recipe.train.max_steps {
         0 => total,
         limit => limit.min(total),
     }
 }
 
-/// Builds the network and its optimiser, and checks that the views are those that the method takes.
-fn trainer(recipe: &Recipe, images: usize, device: &Device) -> Result<Trainer> {
-    let params = Params::new(recipe.seed, DType::F32, device);
-    let method = recipe.method.build(&recipe.backbone, &params, images)?;
-    let (found, wanted) = (recipe.view_sizes()?.len(), method.num_views());
-    if !wanted.contains(&found) {
-        let wanted = match (wanted.start(), wanted.end()) {
-            (least, most) if least == most => format!("{least}"),
-            (least, most) => format!("{least} to {most}"),
-        };
-        return Err(Error::Recipe(format!(
-            "augment.preset = \"{}\" and augment.views make {found} views, but method.name = \"{}\" needs {wanted}",
-            recipe.augment.preset,
-            recipe.method.name()
-        )));
-    }
-    let trainable = params.trainable();
-    let groups = recipe.optimizer.groups(&trainable, |name| method.parameter_rule(name));
-    let optimizer = Optimizer::with_groups(&recipe.optimizer, &trainable, groups)?;
-    Ok(Trainer { method, params, optimizer, config: recipe.train.clone() })
-}
-
-/// Opens the images and checks that the recipe can be run on them.
-fn usable_images(recipe: &Recipe, data: &Path) -> Result<Images> {
-    let images = open_images(&recipe.data, recipe.text.as_ref(), data)?;
-    if let Some(text) = &recipe.text {
-        text.check(&images)?;
-    }
-    let (n, batch) = (images.train.len(), recipe.train.batch_size);
-    if batch > n {
-        return Err(Error::Recipe(format!(
-            "train.batch_size = {batch} is larger than the data set: {} has {n} images to train on",
-            data.display()
-        )));
-    }
-    recipe.schedule.validate_steps(recipe.train.epochs * (n / batch)).map_err(Error::Recipe)?;
-    Ok(images)
-}
-
 fn tensors(params: &Params) -> BTreeMap<String, Tensor> {
     params.all().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect()
-}
-
-fn verdict_json(verdict: &Verdict) -> Value {
-    json!({
-        "symptom": verdict.symptom.name(),
-        "step": verdict.step,
-        "since": verdict.since,
-        "recovered": verdict.recovered,
-        "says": verdict.to_string(),
-    })
-}
-
-fn metrics_line(step: usize, epoch: usize, lr: f64, measured: &Measured) -> Value {
-    let mut line = Map::new();
-    line.insert("step".to_owned(), json!(step));
-    line.insert("epoch".to_owned(), json!(epoch));
-    line.insert("lr".to_owned(), json!(lr));
-    line.insert("loss".to_owned(), json!(measured.loss));
-    line.extend(measured.terms.iter().map(|(name, term)| ((*name).to_owned(), json!(term))));
-    Value::Object(line)
-}
-
-/// Largest resident set of this process so far, in bytes, where the system tells.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

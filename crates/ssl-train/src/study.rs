@@ -18,6 +18,7 @@ use ssl_nn::{Purpose, Rng, rng};
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::evaluate::{Protocol, embed, labelled_test};
+use crate::forward::forward;
 use crate::images::Images;
 use crate::measure::Measures;
 
@@ -45,6 +46,9 @@ const DIRECTIONS: usize = 4;
 
 /// Images of which two views are compared, at most.
 const PAIRS: usize = 4000;
+
+/// The part that measures the features of two views.
+const VIEWS: &str = "features of two views";
 
 /// Images of one forward pass.
 const BATCH: usize = 256;
@@ -151,8 +155,11 @@ pub fn study(
     subject.retrieval(&mut study)?;
     progress("two views of each image");
     let pairs = subject.pairs()?;
-    for (name, value) in Measures::of(&pairs)?.values() {
-        study.put("features of two views", name, value);
+    for (name, value) in Measures::of(&pairs)?.all() {
+        match value {
+            Some(value) => study.put(VIEWS, name, value),
+            None => study.leave_out(VIEWS, name, "not defined for these features"),
+        }
     }
     progress("information that views share");
     subject.shared_information(&pairs, &mut study)?;
@@ -345,8 +352,7 @@ impl Subject<'_> {
         make: &(dyn Fn(usize, &Image) -> Option<Image> + Sync),
     ) -> Result<Tensor> {
         let normalize = Normalize::new(self.protocol.mean, self.protocol.std)?;
-        let mut parts = Vec::new();
-        for start in (0..n).step_by(BATCH) {
+        let batch = |start: usize| {
             let count = BATCH.min(n - start);
             let mut pixels = vec![0f32; count * 3 * size * size];
             pixels.par_chunks_mut(3 * size * size).enumerate().try_for_each(|(row, out)| {
@@ -355,10 +361,9 @@ impl Subject<'_> {
                     .ok_or_else(|| Error::Recipe("an augmentation made no view".to_owned()))?;
                 Ok::<_, Error>(normalize.write_chw(&made, out)?)
             })?;
-            let x = Tensor::from_vec(pixels, (count, 3, size, size), self.device)?;
-            parts.push(self.backbone.forward_t(&x, false)?.detach());
-        }
-        Ok(Tensor::cat(&parts, 0)?)
+            Ok(Tensor::from_vec(pixels, (count, 3, size, size), self.device)?)
+        };
+        forward(self.backbone, (0..n).step_by(BATCH).map(batch))
     }
 }
 
@@ -366,4 +371,97 @@ impl Subject<'_> {
 fn unlabelled(rows: &Tensor) -> Result<Features> {
     let (n, d) = rows.dims2()?;
     Ok(Features::new(rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?, d, vec![0; n])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ssl_backbones::BackboneConfig;
+    use ssl_data::{OnError, Sample};
+    use ssl_eval::KnnConfig;
+
+    use super::*;
+
+    /// Images of two classes that alternate, dark and bright.
+    #[derive(Debug)]
+    struct Greys(Vec<String>, usize);
+
+    impl Dataset for Greys {
+        fn len(&self) -> usize {
+            self.1
+        }
+
+        fn get(&self, index: usize) -> ssl_data::Result<Sample> {
+            let pixel = |at: usize| (100 * (index % 2) + 7 * (index + 1) * (at % 13) % 100) as u8;
+            let image = Image::new(8, 8, (0..3 * 8 * 8).map(pixel).collect()).unwrap();
+            Ok(Sample { image, label: self.label(index), caption: None, partner: None })
+        }
+
+        fn label(&self, index: usize) -> Option<u32> {
+            Some((index % 2) as u32)
+        }
+
+        fn class_names(&self) -> &[String] {
+            &self.0
+        }
+
+        fn fingerprint(&self) -> String {
+            String::new()
+        }
+
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+
+    /// Means of the quarters of an image, over all channels.
+    struct Quarters;
+
+    impl Backbone for Quarters {
+        fn embed_dim(&self) -> usize {
+            4
+        }
+
+        fn forward_t(&self, x: &Tensor, _: bool) -> candle_core::Result<Tensor> {
+            x.avg_pool2d(4)?.mean(1)?.flatten_from(1)
+        }
+    }
+
+    #[test]
+    fn what_few_images_cannot_tell_is_named_with_its_reason() {
+        let greys = |n| {
+            let names = ["dark", "bright"].map(str::to_owned).to_vec();
+            Arc::new(Tolerant::new(Box::new(Greys(names, n)), OnError::Stop))
+        };
+        let images = Images {
+            train: greys(12),
+            test: Some(greys(6)),
+            description: String::new(),
+            fingerprint: String::new(),
+        };
+        let protocol = Protocol {
+            backbone: BackboneConfig::named("resnet18").unwrap(),
+            input_size: 8,
+            mean: [0.5; 3],
+            std: [0.25; 3],
+            knn: KnnConfig::default(),
+            seed: 0,
+        };
+        let study = study(&Quarters, &protocol, &images, "simclr", &Device::Cpu, |_| ()).unwrap();
+        for (name, reason) in [
+            ("10 labels a class", "allowed is"),
+            ("simsiam", "LARS hardly moves weights in 90 steps"),
+            ("alpha_req", "not defined for these features"),
+            ("MINE critic", "the smallest of the parts"),
+        ] {
+            let json = study.to_json();
+            let figure = json.as_array().unwrap().iter().find(|figure| figure["name"] == name).unwrap();
+            assert_eq!(figure["value"], Value::Null, "{figure}");
+            assert!(figure["missing"].as_str().unwrap().contains(reason), "{figure}");
+        }
+        // What there is has no reason to be missing, and is a number.
+        let values = study.figures.iter().filter_map(|figure| figure.value.as_ref().ok());
+        assert!(values.clone().count() > 20 && values.clone().all(|value| value.is_finite()), "{study:?}");
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Result as CandleResult, Tensor, Var};
+use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
+use serde_json::{Map, Value, json};
 use ssl_methods::{Batch, Method, StepContext, StepOutput};
 use ssl_nn::Params;
 
@@ -10,8 +11,9 @@ use crate::error::{Error, Result};
 use crate::gradients::{Gradients, is_finite};
 use crate::loader::Loader;
 use crate::optimizer::{Optimizer, Rates};
-use crate::recipe::TrainConfig;
+use crate::recipe::Recipe;
 use crate::spread::Spread;
+use crate::train_config::TrainConfig;
 
 /// The moving parts of a run.
 pub(crate) struct Trainer {
@@ -31,6 +33,28 @@ pub(crate) struct Measured {
 }
 
 impl Trainer {
+    /// Builds the network and its optimiser, and checks that the views are those that the method takes.
+    pub(crate) fn new(recipe: &Recipe, images: usize, device: &Device) -> Result<Self> {
+        let params = Params::new(recipe.seed, DType::F32, device);
+        let method = recipe.method.build(&recipe.backbone, &params, images)?;
+        let (found, wanted) = (recipe.view_sizes()?.len(), method.num_views());
+        if !wanted.contains(&found) {
+            let wanted = match (wanted.start(), wanted.end()) {
+                (least, most) if least == most => format!("{least}"),
+                (least, most) => format!("{least} to {most}"),
+            };
+            return Err(Error::Recipe(format!(
+                "augment.preset = \"{}\" and augment.views make {found} views, but method.name = \"{}\" needs {wanted}",
+                recipe.augment.preset,
+                recipe.method.name()
+            )));
+        }
+        let trainable = params.trainable();
+        let groups = recipe.optimizer.groups(&trainable, |name| method.parameter_rule(name));
+        let optimizer = Optimizer::with_groups(&recipe.optimizer, &trainable, groups)?;
+        Ok(Self { method, params, optimizer, config: recipe.train.clone() })
+    }
+
     /// Forward, backward, update. If anything is not finite, nothing is updated but running statistics.
     pub(crate) fn step(
         &mut self,
@@ -76,6 +100,19 @@ impl Trainer {
 
     fn non_finite(&self, context: &StepContext, tensor: String) -> Error {
         Error::NonFinite { step: context.step + 1, tensor }
+    }
+}
+
+impl Measured {
+    /// As line of the log after `step` steps.
+    pub(crate) fn line(&self, step: usize, epoch: usize, lr: f64) -> Value {
+        let mut line = Map::new();
+        line.insert("step".to_owned(), json!(step));
+        line.insert("epoch".to_owned(), json!(epoch));
+        line.insert("lr".to_owned(), json!(lr));
+        line.insert("loss".to_owned(), json!(self.loss));
+        line.extend(self.terms.iter().map(|(name, term)| ((*name).to_owned(), json!(term))));
+        Value::Object(line)
     }
 }
 

@@ -9,7 +9,7 @@ use ssl_vision::eval::{TSneConfig, principal_components, t_sne};
 use ssl_vision::methods::Method;
 use ssl_vision::nn::Params;
 use ssl_vision::report::{Block, Chart, Class, Gallery, Picture, Png, ScatterChart, Section};
-use ssl_vision::train::{Checkpoint, Images, Recipe, RunFolder, open_images};
+use ssl_vision::train::{Checkpoint, Images, Recipe, RunFolder, embeddings, open_images};
 
 use super::spectrum;
 use crate::data_path;
@@ -30,9 +30,6 @@ const ON_MAP: usize = 800;
 
 /// Neighbours that t-SNE keeps together.
 const PERPLEXITY: f64 = 30.0;
-
-/// Images of one forward pass.
-const BATCH: usize = 128;
 
 /// A trained method with its images.
 struct Trained {
@@ -232,12 +229,7 @@ fn held_out(images: &Images) -> &Tolerant {
 
 /// Embeddings `(N, D)` in `f64`.
 fn features(encoder: &dyn Backbone, x: &Tensor) -> anyhow::Result<Tensor> {
-    let n = x.dim(0)?;
-    let parts = (0..n).step_by(BATCH).map(|start| {
-        let h = encoder.forward_t(&x.narrow(0, start, BATCH.min(n - start))?, false)?;
-        h.detach().to_dtype(DType::F64)
-    });
-    Ok(Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+    Ok(embeddings(encoder, x)?.to_dtype(DType::F64)?)
 }
 
 fn picture(tiles: &Tiles, caption: &str) -> anyhow::Result<Picture> {
