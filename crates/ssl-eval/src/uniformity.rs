@@ -115,7 +115,7 @@ fn sum_of_exp(square: f32, similarities: &[f32], squares: &[f32]) -> f64 {
 /// of `exp(y)` for `y = (x + 4) / 16` in [−1/4, 1/4] to the 16th power, times `exp(−4)`.
 fn exp(x: f32) -> f32 {
     const COEFFICIENTS: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
-    const EXP_OF_MINUS_4: f32 = 0.018_315_639;
+    const EXP_OF_MINUS_4: f32 = 0.018_315_64;
     let y = x / 16.0 + 0.25;
     let mut power = 1.0 / 5040.0;
     for coefficient in COEFFICIENTS {
