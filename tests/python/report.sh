@@ -3,7 +3,7 @@
 # pages and the one that compares them in a headless Chromium, and their event files in TensorBoard's own reader.
 #
 # Needs the runner that the tests have built, Python from 3.11 with venv, and the network: playwright and tensorboard go
-# into a folder of their own in target, Chromium is installed by apt-get if there is none.
+# into a folder of their own in target, Chromium is installed by apt-get if there is none. With --install that is all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -112,6 +112,11 @@ events() {
     done
 }
 
+if [[ ${1:-} == --install ]]; then
+    mkdir -p "$out"
+    timed install
+    exit
+fi
 [[ -x $xtask ]] || fail "there is no $xtask; build it by cargo test --workspace --locked --no-run"
 python=$venv/bin/python
 trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT
