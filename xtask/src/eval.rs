@@ -89,6 +89,11 @@ impl Eval {
             presets.join(", ")
         );
         let tunings = self.tunings()?;
+        // Before minutes of training, not after them.
+        if let Some(folder) = self.out.as_deref().and_then(Path::parent) {
+            let there = folder.as_os_str().is_empty() || folder.is_dir();
+            ensure!(there, "--out: there is no folder {}", folder.display());
+        }
         let threads = use_threads(self.threads)?;
         let encoder = load_encoder(&local_file(&self.weights)?, &Device::Cpu)?;
         let (path, on_error, holdout) = (self.data.clone(), self.on_error, self.holdout);

@@ -115,6 +115,7 @@ fn settings_of_trainings_with_labels_are_checked_before_anything_is_read() {
             "augmented_probe.crop_scale = [0.5, 0.2] is not in (0, 1], the least first",
         ),
         (vec!["--out", "x"], "--fine-tune"),
+        (vec!["--fine-tune", "--out", "none/tuned.safetensors"], "--out: there is no folder none"),
     ] {
         let output = xtask(&[&["eval", "--weights", "none"], &more[..]].concat());
         let told = text(&output.stderr);
