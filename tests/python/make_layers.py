@@ -4,7 +4,7 @@
 
 Made with torch 2.9.1 and safetensors. Writes layers.safetensors into tests/golden/layers; for each CASE the tensors
 CASE.in.NAME, CASE.out, and CASE.grad.NAME, the gradients of sum(out * CASE.pattern).
-crates/ssl-nn/tests/reference_layers.rs holds the Rust code to them. Running it again writes the same bytes.
+crates/ssl-nn/tests/it/reference_layers.rs holds the Rust code to them. Running it again writes the same bytes.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ computes from two images: tests/golden/vit_names holds them, and the tests of ss
 that it computed, loads them strictly, and fails if a tensor is missing, left over or of another shape,
 or if a token differs by 1e-4 or more. The tests of ssl-backbones write them:
 
-    SSL_VISION_EXPORT_DIR=/tmp/names cargo test -p ssl-backbones --test vit_names
+    SSL_VISION_EXPORT_DIR=/tmp/names cargo test -p ssl-backbones --test it vit_names
     python tests/python/vit_names.py check /tmp/names
 
 Needs torch, timm, transformers and safetensors. The cases bear the same names as in the test.

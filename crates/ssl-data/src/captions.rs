@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+#[cfg(feature = "parquet")]
+use crate::parquet_captions;
 use crate::{Error, Limits, Result, delimited};
 
-/// A file with a caption for each image of a folder: `.csv`, `.tsv` or `.jsonl`.
+/// A file with a caption for each image of a folder: `.csv`, `.tsv` or `.jsonl`, and with the feature `parquet` `.parquet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptionFile {
     /// The file.
@@ -25,11 +27,13 @@ pub struct CaptionFile {
 #[derive(Debug)]
 pub(crate) struct Captions {
     path: PathBuf,
+    /// What its rows are called.
+    unit: &'static str,
     rows: BTreeMap<Vec<u8>, (usize, Arc<str>)>,
 }
 
-/// A line's number, the path of an image, and its caption.
-type Row = (usize, String, String);
+/// The number of a line or row, the path of an image, and its caption.
+pub(crate) type Row = (usize, String, String);
 
 impl Captions {
     /// Reads `file`.
@@ -37,21 +41,27 @@ impl Captions {
         let path = &file.path;
         let refuse = |reason: String| Error::malformed(path, reason);
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        let rows: fn(&str, &CaptionFile) -> std::result::Result<Vec<Row>, String> = match extension.as_str() {
-            "csv" => |text, file| columns(text, ',', file),
-            "tsv" => |text, file| columns(text, '\t', file),
-            "jsonl" => objects,
-            _ => return Err(refuse("captions are read from .csv, .tsv and .jsonl".to_owned())),
+        let limit = limits.max_file_bytes;
+        let rows = match extension.as_str() {
+            "csv" => columns(&text(path, limit)?, ',', file),
+            "tsv" => columns(&text(path, limit)?, '\t', file),
+            "jsonl" => objects(&text(path, limit)?, file),
+            #[cfg(feature = "parquet")]
+            "parquet" => parquet_captions::rows(file, limit),
+            #[cfg(not(feature = "parquet"))]
+            "parquet" => Err("captions in .parquet are read with the feature `parquet`".to_owned()),
+            _ => Err("captions are read from .csv, .tsv, .jsonl and .parquet".to_owned()),
         };
-        let rows = rows(&text(path, limits.max_file_bytes)?, file).map_err(refuse)?;
-        let mut captions = Self { path: path.clone(), rows: BTreeMap::new() };
-        for (line, image, caption) in rows {
+        let unit = if extension == "parquet" { "row" } else { "line" };
+        let mut captions = Self { path: path.clone(), unit, rows: BTreeMap::new() };
+        for (line, image, caption) in rows.map_err(refuse)? {
             if caption.trim().is_empty() {
-                return Err(refuse(format!("line {line}: the caption of {image:?} is empty")));
+                return Err(refuse(format!("{unit} {line}: the caption of {image:?} is empty")));
             }
             let key = image.strip_prefix("./").unwrap_or(&image).as_bytes().to_vec();
             if let Some((first, _)) = captions.rows.insert(key, (line, caption.into())) {
-                return Err(refuse(format!("line {line}: {image:?} has a caption already, in line {first}")));
+                let reason = format!("{unit} {line}: {image:?} has a caption already, in {unit} {first}");
+                return Err(refuse(reason));
             }
         }
         Ok(captions)
@@ -73,7 +83,7 @@ impl Captions {
         let stray = self.rows.iter().filter(|(image, _)| !known.contains(image));
         if let Some((image, (line, _))) = stray.min_by_key(|(_, (line, _))| *line) {
             let image = String::from_utf8_lossy(image);
-            return refuse(format!("line {line}: there is no image {image:?} in the folder"));
+            return refuse(format!("{} {line}: there is no image {image:?} in the folder", self.unit));
         }
         Ok(images
             .iter()

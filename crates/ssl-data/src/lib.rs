@@ -35,6 +35,8 @@ mod idx;
 mod jpeg;
 mod open;
 mod packed;
+#[cfg(feature = "parquet")]
+mod parquet_captions;
 mod tolerant;
 mod truncation;
 

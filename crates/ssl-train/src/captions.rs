@@ -15,8 +15,8 @@ use crate::images::Images;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextConfig {
-    /// A file with a caption for each training image, `.csv`, `.tsv` or `.jsonl`, from the folder of the data on; empty
-    /// for the names of the classes in `templates`.
+    /// A file with a caption for each training image, `.csv`, `.tsv`, `.jsonl` or, with the feature `parquet`,
+    /// `.parquet`, from the folder of the data on; empty for the names of the classes in `templates`.
     pub captions: String,
     /// Its column with the paths of the images, from the folder of the data on.
     pub file_column: String,
@@ -71,8 +71,8 @@ impl TextConfig {
         let labelled = || (0..images.train.len()).all(|i| images.train.label(i).is_some());
         if self.captions.is_empty() && (images.class_names().is_empty() || !labelled()) {
             return Err(Error::Recipe(format!(
-                "text.captions is empty and {} has no classes, so there are no texts; name a .csv, .tsv or .jsonl file \
-                 in it",
+                "text.captions is empty and {} has no classes, so there are no texts; name a .csv, .tsv, .jsonl or \
+                 .parquet file in it",
                 images.description
             )));
         }

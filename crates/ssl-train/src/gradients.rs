@@ -78,16 +78,15 @@ impl Gradients {
     /// # Errors
     /// If a tensor operation fails.
     pub fn norm(&self) -> Result<f64> {
-        let squares = self.tensors.values().map(squared_norm);
-        Ok(squares.sum::<Result<f64>>()?.sqrt())
+        Ok(self.squared_norms()?.iter().map(|(_, square)| square).sum::<f64>().sqrt())
     }
 
-    /// L2 norm of the gradient of the parameter `name`, if it has one.
+    /// Squares of the L2 norms of all gradients, with the names of their parameters in alphabetical order.
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn norm_of(&self, name: &str) -> Result<Option<f64>> {
-        self.get(name).map(|gradient| squared_norm(gradient).map(f64::sqrt)).transpose()
+    pub fn squared_norms(&self) -> Result<Vec<(&str, f64)>> {
+        self.tensors.iter().map(|(name, gradient)| Ok((name.as_str(), squared_norm(gradient)?))).collect()
     }
 
     /// The first parameter in the order of `params` whose gradient is not finite.

@@ -38,6 +38,14 @@ impl History {
         values(&self.metrics, name)
     }
 
+    /// The steps and lists of `name` in the metrics, where it has one.
+    pub fn metric_list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (f64, Vec<f64>)> + 'a {
+        self.metrics.iter().filter_map(move |line| {
+            let list = line.get(name)?.as_array()?.iter().filter_map(Value::as_f64);
+            Some((line.get("step")?.as_f64()?, list.collect()))
+        })
+    }
+
     /// The steps and values of `name` in the measures, where it has one.
     pub fn measure<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (f64, f64)> + 'a {
         values(&self.measures, name)

@@ -9,6 +9,7 @@ mod checkpoint;
 mod chunks;
 mod damage;
 mod data_config;
+mod depth;
 mod doctor;
 mod embedded;
 mod error;

@@ -15,6 +15,8 @@ pub struct StepReport<'a> {
     pub loss: f64,
     /// The method's terms and our monitors, by name.
     pub terms: &'a [(&'static str, f64)],
+    /// Norms of the gradients of the network's layers, from its input on.
+    pub layer_grad_norms: &'a [f64],
     /// Learning rate of this step.
     pub lr: f64,
     /// Images of this step.

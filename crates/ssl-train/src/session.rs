@@ -246,6 +246,7 @@ impl Session {
                 epochs: self.recipe.train.epochs,
                 loss: measured.loss,
                 terms: &measured.terms,
+                layer_grad_norms: &measured.layer_grad_norms,
                 lr: rate,
                 images: self.recipe.train.batch_size,
                 seconds,

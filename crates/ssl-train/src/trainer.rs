@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use ssl_methods::{Batch, Method, StepContext, StepOutput};
 use ssl_nn::Params;
 
+use crate::depth::Depth;
 use crate::error::{Error, Result};
 use crate::gradients::{Gradients, is_finite};
 use crate::loader::Loader;
@@ -21,14 +22,16 @@ pub(crate) struct Trainer {
     pub(crate) params: Params,
     pub(crate) optimizer: Optimizer,
     pub(crate) config: TrainConfig,
+    pub(crate) depth: Depth,
 }
 
 /// What a step measured.
 pub(crate) struct Measured {
     pub(crate) loss: f64,
-    /// The method's terms, then those of [`Spread`] and of the norms of gradients: of the network's first and last matrix,
-    /// and of all.
+    /// The method's terms, then those of [`Spread`] and the norm of all gradients.
     pub(crate) terms: Vec<(&'static str, f64)>,
+    /// Norms of the gradients of the network's layers, from its input on.
+    pub(crate) layer_grad_norms: Vec<f64>,
     pub(crate) wait_seconds: f64,
 }
 
@@ -52,7 +55,8 @@ impl Trainer {
         let trainable = params.trainable();
         let groups = recipe.optimizer.groups(&trainable, |name| method.parameter_rule(name));
         let optimizer = Optimizer::with_groups(&recipe.optimizer, &trainable, groups)?;
-        Ok(Self { method, params, optimizer, config: recipe.train.clone() })
+        let depth = Depth::new(&recipe.backbone, &trainable)?;
+        Ok(Self { method, params, optimizer, config: recipe.train.clone(), depth })
     }
 
     /// Forward, backward, update. If anything is not finite, nothing is updated but running statistics.
@@ -80,10 +84,9 @@ impl Trainer {
             gradients.accumulate(&trainable, &mut output.loss.backward()?, share)?;
             memory.push(output.memory);
         }
-        let norm = gradients.norm()?;
-        for (term, name) in ["grad_norm_first", "grad_norm_last"].into_iter().zip(ends(&trainable)) {
-            sums.terms.extend(gradients.norm_of(name)?.map(|norm| (term, norm)));
-        }
+        let squares = gradients.squared_norms()?;
+        let norm = squares.iter().map(|(_, square)| square).sum::<f64>().sqrt();
+        let layer_grad_norms = self.depth.norms(&squares);
         if !norm.is_finite() {
             let name =
                 gradients.first_non_finite(&trainable)?.unwrap_or_else(|| "a norm of gradients".to_owned());
@@ -95,7 +98,7 @@ impl Trainer {
         self.optimizer.step(&gradients, rates)?;
         self.method.after_step(context, &joined(&memory)?)?;
         sums.terms.push(("grad_norm", norm));
-        Ok(Measured { loss: sums.loss, terms: sums.terms, wait_seconds })
+        Ok(Measured { loss: sums.loss, terms: sums.terms, layer_grad_norms, wait_seconds })
     }
 
     fn non_finite(&self, context: &StepContext, tensor: String) -> Error {
@@ -112,15 +115,9 @@ impl Measured {
         line.insert("lr".to_owned(), json!(lr));
         line.insert("loss".to_owned(), json!(self.loss));
         line.extend(self.terms.iter().map(|(name, term)| ((*name).to_owned(), json!(term))));
+        line.insert("layer_grad_norms".to_owned(), json!(self.layer_grad_norms));
         Value::Object(line)
     }
-}
-
-/// The first and the last matrix of the network that is trained, as far as there are.
-fn ends(trainable: &[(String, Var)]) -> Vec<&str> {
-    let matrices = trainable.iter().filter(|(name, var)| name.contains("backbone.") && var.rank() > 1);
-    let mut names = matrices.map(|(name, _)| name.as_str());
-    names.next().into_iter().chain(names.next_back()).collect()
 }
 
 /// What a step's micro-batches leave for [`Method::after_step`], each kind joined row by row.

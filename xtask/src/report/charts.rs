@@ -10,6 +10,9 @@ use super::run::Run;
 /// Curves are averaged over one step in so many of the run.
 const SMOOTHING_SHARE: usize = 50;
 
+/// The gradients by depth are means over one step in so many of the run.
+const DEPTH_PARTS: usize = 10;
+
 /// Half of `ln 2πe`: the entropy of a normal distribution of variance 1.
 const UNIT_ENTROPY: f64 = 1.418_938_533_204_672_7;
 
@@ -65,6 +68,33 @@ fn mark(verdict: &Verdict) -> Mark {
     Mark::new(label, verdict.since as f64, severity)
 }
 
+/// How large gradients are in each layer, at the start of a run, in its middle and at its end.
+fn depth(run: &Run) -> Option<LineChart> {
+    let steps: Vec<(f64, Vec<f64>)> = run.history.metric_list("layer_grad_norms").collect();
+    let length = steps.len().div_ceil(DEPTH_PARTS);
+    let last = steps.len().checked_sub(length)?;
+    let mut starts = vec![0, last / 2, last];
+    starts.dedup();
+    let series = starts.into_iter().filter_map(|start| {
+        let part = steps.get(start..start + length)?;
+        let mean =
+            |layer: usize| part.iter().filter_map(|(_, norms)| norms.get(layer)).sum::<f64>() / length as f64;
+        let layers = part.first()?.1.len();
+        let name = format!("steps {} to {}", part.first()?.0, part.last()?.0);
+        Some(Series::new(name, (0..layers).map(|layer| (layer as f64, mean(layer)))))
+    });
+    let series: Vec<_> = series.filter(|series| series.points.len() > 1).collect();
+    (!series.is_empty()).then(|| LineChart {
+        title: "Gradients by depth".into(),
+        caption: "Mean norms in each layer of the network, from its input on the left to its output.".into(),
+        x_label: "layer".into(),
+        y_label: "norm".into(),
+        y_scale: Scale::Log,
+        series,
+        ..LineChart::default()
+    })
+}
+
 /// The loss with the learning rate behind it, and the norms of gradients.
 pub(super) fn training(run: &Run) -> Vec<Chart> {
     let loss = over_steps(run, "Loss", "loss", &[("loss", "loss")]).map(|mut chart| {
@@ -74,18 +104,11 @@ pub(super) fn training(run: &Run) -> Vec<Chart> {
         chart.caption = format!("{lines}Behind the line the learning rate, without a scale.");
         chart
     });
-    let norms = [
-        ("grad_norm", "all"),
-        ("grad_norm_first", "first matrix of the network"),
-        ("grad_norm_last", "last matrix"),
-    ];
-    let norms = over_steps(run, "Gradients", "norm", &norms).map(|mut chart| {
+    let norm = over_steps(run, "Gradients", "norm", &[("grad_norm", "all")]).map(|mut chart| {
         chart.y_scale = Scale::Log;
-        chart.caption =
-            "Norms of the gradients by depth. A first layer that gets none does not learn.".into();
         chart
     });
-    [loss, norms].into_iter().flatten().map(Chart::from).collect()
+    [loss, norm, depth(run)].into_iter().flatten().map(Chart::from).collect()
 }
 
 /// What the loss says of the information, with its ceiling.

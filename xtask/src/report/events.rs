@@ -51,11 +51,9 @@ impl Events {
     }
 
     /// A file that cannot be written is told once and left alone: the run is worth more.
-    fn write(&mut self, step: usize, prefix: &str, values: &[(&str, f64)]) {
+    fn write(&mut self, step: usize, values: &[(String, f64)]) {
         let Some(writer) = &mut self.writer else { return };
-        let values: Vec<_> =
-            values.iter().map(|(name, value)| (format!("{prefix}/{name}"), *value)).collect();
-        let mut written = writer.scalars(now(), step as u64, &named(&values));
+        let mut written = writer.scalars(now(), step as u64, &named(values));
         if step.is_multiple_of(FLUSH_EVERY) {
             written = written.and_then(|()| writer.flush());
         }
@@ -75,14 +73,17 @@ impl Observer for Events {
     }
 
     fn on_step(&mut self, report: &StepReport<'_>) -> Control {
-        let mut values = vec![("loss", report.loss), ("lr", report.lr)];
-        values.extend(report.terms);
-        self.write(report.step, "train", &values);
+        let mut values = vec![("train/loss".to_owned(), report.loss), ("train/lr".to_owned(), report.lr)];
+        values.extend(report.terms.iter().map(|(name, value)| (format!("train/{name}"), *value)));
+        values.extend(elements("train/layer_grad_norms", report.layer_grad_norms.iter().copied()));
+        self.write(report.step, &values);
         Control::Continue
     }
 
     fn on_measure(&mut self, report: &MeasureReport<'_>) {
-        self.write(report.step, "features", report.values);
+        let values: Vec<_> =
+            report.values.iter().map(|(name, value)| (format!("features/{name}"), *value)).collect();
+        self.write(report.step, &values);
     }
 }
 
@@ -99,8 +100,20 @@ impl Drop for Events {
 /// The step and the numbers of a line of the log.
 fn values(prefix: &str, line: &Line) -> (u64, Vec<(String, f64)>) {
     let step = line.get("step").and_then(Value::as_u64).unwrap_or_default();
-    let numbers = line.iter().filter(|(name, _)| *name != "step" && *name != "epoch");
-    (step, numbers.filter_map(|(name, value)| Some((format!("{prefix}/{name}"), value.as_f64()?))).collect())
+    let mut numbers = Vec::new();
+    for (name, value) in line.iter().filter(|(name, _)| *name != "step" && *name != "epoch") {
+        let name = format!("{prefix}/{name}");
+        match value {
+            Value::Array(list) => numbers.extend(elements(&name, list.iter().filter_map(Value::as_f64))),
+            _ => numbers.extend(value.as_f64().map(|value| (name, value))),
+        }
+    }
+    (step, numbers)
+}
+
+/// The elements of a list, each by its place in it.
+fn elements(name: &str, list: impl Iterator<Item = f64>) -> impl Iterator<Item = (String, f64)> {
+    list.enumerate().map(move |(place, value)| (format!("{name}/{place:02}"), value))
 }
 
 fn named(values: &[(String, f64)]) -> Vec<(&str, f64)> {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+#[cfg(feature = "parquet")]
+use ssl_data::Limits;
 use ssl_data::{CaptionFile, Dataset, OpenOptions, Result, Splits};
 
 use crate::fixtures::{idx, write, write_png};
@@ -73,7 +75,7 @@ fn what_is_wrong_is_told_with_its_file_and_line() {
     let head = "file_name,text\ntrain/cat/1.png,a\ntrain/cat/2.png,b\n";
     let all = format!("{head}train/dog/1.png,c\n");
     for (file, text, message) in [
-        ("c.txt", "", "read from .csv, .tsv and .jsonl"),
+        ("c.txt", "", "read from .csv, .tsv, .jsonl and .parquet"),
         ("c.csv", "", "it is empty"),
         ("c.csv", "file_name,caption\n", "line 1: there is no column \"text\", only file_name, caption"),
         ("c.csv", head, "1 of 3 images have no caption in it; the first: \"train/dog/1.png\""),
@@ -102,6 +104,65 @@ fn what_is_wrong_is_told_with_its_file_and_line() {
     assert!(open(folder.path(), "c.csv", 0).unwrap_err().to_string().contains("UTF-8"));
     let absent = open(folder.path(), "absent.csv", 0).unwrap_err().to_string();
     assert!(absent.contains("cannot read") && absent.contains("absent.csv"), "{absent}");
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_files_of_other_programs_are_read() {
+    let folder = images();
+    for name in ["pandas", "gzip"] {
+        write(folder.path(), "c.parquet", &parquet(name));
+        let splits = open(folder.path(), "c.parquet", 0).unwrap();
+        assert_eq!(captions(&*splits.train), ["a cat, asleep", "a \"cat\"", "ein Hündchen"], "{name}");
+    }
+    for (bytes, message) in [
+        (parquet("null"), "row 2: \"text\" is null, expected a text"),
+        (parquet("nested"), "the column \"text\" is nested, expected texts"),
+        (CSV.as_bytes().to_vec(), "no Parquet file that can be read"),
+    ] {
+        write(folder.path(), "c.parquet", &bytes);
+        let error = open(folder.path(), "c.parquet", 0).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains("c.parquet") && !error.contains('\n'), "{error}");
+    }
+    write(folder.path(), "c.parquet", &parquet("gzip"));
+    for (column, message) in [
+        ("caption", "there is no column \"caption\", only file_name, text"),
+        ("text", "its texts are larger than the limit of 60 bytes"),
+    ] {
+        let captions = CaptionFile {
+            path: folder.path().join("c.parquet"),
+            file_column: "file_name".to_owned(),
+            caption_column: column.to_owned(),
+        };
+        let limits = Limits { max_file_bytes: 60, ..Limits::default() };
+        let options = OpenOptions { captions: Some(captions), limits, ..OpenOptions::default() };
+        let error = ssl_data::open(folder.path(), &options).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn damaged_parquet_files_are_errors_or_other_captions() {
+    let folder = images();
+    for name in ["pandas", "gzip"] {
+        let whole = parquet(name);
+        for place in 0..whole.len() {
+            write(folder.path(), "c.parquet", &whole[..place]);
+            assert!(open(folder.path(), "c.parquet", 0).is_err(), "{name} cut at {place}");
+            let mut changed = whole.clone();
+            changed[place] ^= 0x55;
+            write(folder.path(), "c.parquet", &changed);
+            let _ = open(folder.path(), "c.parquet", 0);
+        }
+    }
+}
+
+/// A file of `tests/reference/captions.py`.
+#[cfg(feature = "parquet")]
+fn parquet(name: &str) -> Vec<u8> {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/text"));
+    std::fs::read(folder.join(format!("captions-{name}.parquet"))).unwrap()
 }
 
 #[test]

@@ -1,8 +1,5 @@
 //! Encoders go to the files of other programs and come back.
 
-// The helpers of a test may panic as the test itself may.
-#![allow(clippy::unwrap_used)]
-
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,9 +1,5 @@
 //! The page of a run, of one that trains, and of several.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod corners;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use corners::{images, pretrain, text, xtask};
+use crate::corners::{images, pretrain, text, xtask};
 use serde_json::Value;
 
 /// The page of the run in `folder` as `--follow` serves it once it asks for no newer one.

@@ -1,10 +1,5 @@
 //! NaN and infinity go through every layer, forwards and backwards: a run that has gone wrong must not look sound.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod differences;
-
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Affine, AttentionOptions, BatchNorm, BatchNormConfig, BicubicConfig, Conv2d, Conv2dConfig, ConvNorm,
@@ -15,7 +10,7 @@ use ssl_nn::{
     resize_bicubic, rms_norm, rng, soft_cross_entropy, softmax, stem, swiglu,
 };
 
-use differences::{uniform, values};
+use crate::differences::{uniform, values};
 
 type Layer = fn(&Tensor) -> Result<Tensor>;
 

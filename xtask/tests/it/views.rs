@@ -1,8 +1,5 @@
 //! The views of a recipe, as a picture and as tensors.
 
-// The helpers of a test may panic as the test itself may.
-#![allow(clippy::unwrap_used)]
-
 use std::path::Path;
 use std::process::{Command, Output};
 

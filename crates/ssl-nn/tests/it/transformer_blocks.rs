@@ -1,11 +1,6 @@
 //! Transformer blocks, attention with options and linear layers: values against single layers and plain formulas,
 //! gradients against central differences in f64.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod differences;
-
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Activation, AttentionOptions, BlockOptions, Params, Perceptron, Purpose, QkvBias, TransformerBlock,
@@ -13,7 +8,7 @@ use ssl_nn::{
     transformer_blocks,
 };
 
-use differences::{
+use crate::differences::{
     Input, assert_close, assert_independent_of_threads, below, cases, check, layouts, uniform, values,
 };
 

@@ -1,11 +1,6 @@
 //! Layers against PyTorch: `tests/python/make_layers.py` computed the values and gradients of
 //! `tests/golden/layers/layers.safetensors` in float64.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod differences;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -15,7 +10,7 @@ use ssl_nn::{
     rms_norm, soft_cross_entropy, softmax,
 };
 
-use differences::assert_close;
+use crate::differences::assert_close;
 
 fn golden(file: &str) -> BTreeMap<String, Tensor> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(file);

@@ -1,8 +1,5 @@
 //! Random inputs in all layouts, and gradients against central differences, in f64.
 
-// Each test program has this module and none needs all of it.
-#![allow(dead_code)]
-
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand_core::RngCore;
 use ssl_nn::{Purpose, Rng, rng};

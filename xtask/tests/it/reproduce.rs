@@ -1,8 +1,5 @@
 //! The table of results: what is trained, what is passed over, and what is written where.
 
-// The helpers of a test may panic as the test itself may.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};

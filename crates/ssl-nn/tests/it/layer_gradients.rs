@@ -1,18 +1,13 @@
 //! Norms, softmax, cross-entropy, interpolation and dropout: gradients against central differences in f64, values
 //! against plain formulas, in all layouts.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod differences;
-
 use candle_core::{D, DType, Device, Tensor, Var};
 use ssl_nn::{
     BicubicConfig, DrawsAt, Purpose, cross_entropy, drop_path, dropout, group_norm, interpolate_positions,
     log_softmax, resize_bicubic, rms_norm, rng, soft_cross_entropy, softmax,
 };
 
-use differences::{
+use crate::differences::{
     Input, assert_close, assert_independent_of_threads, below, cases, check, layouts, uniform, values,
 };
 

@@ -4,9 +4,6 @@
 //! The networks lie in `tests/golden/vit_names`; `tests/python/vit_names.py` made them. With `SSL_VISION_EXPORT_DIR` set,
 //! networks of ours go into that folder under the names of each library, for the same script to load there.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::path::Path;
 

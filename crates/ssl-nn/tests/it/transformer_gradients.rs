@@ -1,16 +1,11 @@
 //! The layers of transformers: gradients against central differences in f64, values against plain formulas.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod differences;
-
 use candle_core::{D, DType, Device, Tensor, Var};
 use ssl_nn::{
     AttentionOptions, Purpose, attention, attention_map, gelu, gelu_tanh, layer_norm, quick_gelu, rng, swiglu,
 };
 
-use differences::{
+use crate::differences::{
     Input, assert_close, assert_independent_of_threads, below, cases, check, layouts, uniform, values,
 };
 

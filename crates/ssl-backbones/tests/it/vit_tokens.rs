@@ -1,8 +1,5 @@
 //! Vision transformers of every kind, token by token.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
 use candle_core::{DType, Device, Tensor};
 use ssl_backbones::{
     Backbone, MaskedPatches, Pooling, Positions, RelativePositions, Vit, VitConfig, VitMlp, VitOptions,

@@ -1,9 +1,6 @@
 //! Bad input as a new user produces it: each ends in one line that says what is wrong, or in a skip that is counted, and
 //! nothing is lost. New tests of messages go here.
 
-// The helpers of a test may panic as the test itself may.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

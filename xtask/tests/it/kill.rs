@@ -1,8 +1,5 @@
 //! A run killed at random moments ends with the bits of one that nobody killed, on one thread and on two.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used)]
-
 use std::process::Command;
 
 fn kill(arguments: &[&str]) {

@@ -1,8 +1,5 @@
 //! The groups of an optimiser and the rules for single parameters: constant rates, rates of biases, LARC.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};

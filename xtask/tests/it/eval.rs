@@ -1,12 +1,8 @@
 //! What `cargo xtask eval` says beyond two accuracies: studies, and trainings with labels.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod corners;
-
 use std::path::Path;
 
-use corners::{images, pretrain, text, xtask};
+use crate::corners::{images, pretrain, text, xtask};
 use serde_json::Value;
 
 /// Weights and data of a small run of `method` in `folder`.

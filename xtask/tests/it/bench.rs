@@ -1,8 +1,5 @@
 //! The benchmarks can be listed, run and read; what they measure is not judged here.
 
-// The helpers of a test may panic as the test itself may.
-#![allow(clippy::unwrap_used)]
-
 use std::process::{Command, Output};
 
 fn bench(arguments: &[&str]) -> Output {

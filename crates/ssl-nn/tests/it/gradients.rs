@@ -1,10 +1,5 @@
 //! Every layer's hand-written gradient against central differences, in f64.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod differences;
-
 use candle_core::{DType, Device, Result, Tensor, Var};
 use ssl_nn::{
     Affine, BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, ConvNorm, Mlp, MlpConfig, Params, Purpose,
@@ -13,7 +8,7 @@ use ssl_nn::{
     residual_blocks, rng,
 };
 
-use differences::{
+use crate::differences::{
     Input, assert_close, assert_independent_of_threads, below, cases, check, layouts, uniform,
 };
 

@@ -1,8 +1,5 @@
 //! `cargo xtask sanitize` says what it needs.
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used)]
-
 use std::process::Command;
 
 #[test]

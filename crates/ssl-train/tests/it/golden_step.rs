@@ -5,9 +5,6 @@
 //! pattern rule in `tests/golden/README.md` and take a few steps on one batch. Tolerances are relative, by L2 norm for
 //! tensors, and stand beside what PyTorch's own float32 run strays from its float64 run (`--float32` prints it).
 
-// The lints take only functions marked as tests for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
