@@ -214,7 +214,7 @@ fn byol_collapses_without_a_predictor_and_a_slow_target() {
 
 #[test]
 fn simsiam_collapses_without_its_stop_of_the_gradient() {
-    collapses("simsiam", &[("method.stop_gradient", "false")]);
+    collapses("simsiam", &[("method.stop_gradient", "false"), ("train.max_steps", "100")]);
 }
 
 #[test]
