@@ -15,6 +15,7 @@ mod network;
 mod optim;
 mod pattern;
 mod schedules;
+mod store;
 mod vit;
 
 use std::path::Path;

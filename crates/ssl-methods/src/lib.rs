@@ -50,6 +50,7 @@ pub use clip::{Clip, ClipConfig, SecondTower};
 pub use config::MethodConfig;
 pub use data2vec::{Data2Vec, Data2VecConfig};
 pub use dino::{Dino, DinoConfig};
+pub use dino_head::{DinoHead, DinoHeadConfig};
 pub use dinov2::DinoV2Config;
 pub use i_jepa::{IJepa, IJepaConfig};
 pub use ibot::{Ibot, IbotConfig};

@@ -1,18 +1,21 @@
-//! Projectors and predictors against lightly, for those that are an [`Mlp`].
+//! Projectors and predictors against lightly: those that are an [`Mlp`], and [`DinoHead`].
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Var;
+use candle_core::{DType, Var};
+use ssl_vision::backbones::Place;
+use ssl_vision::methods::{DinoHead, DinoHeadConfig};
 use ssl_vision::nn::{Affine, Mlp, MlpConfig};
 
 use super::case::Case;
 use super::check::Check;
-use super::network;
+use super::store::Store;
+use super::{network, pattern};
 
 pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     let layers: Vec<String> = case.params.get("layers")?;
     let layers: Vec<Layer> = layers.iter().map(|text| Layer::parse(text)).collect::<Result<_>>()?;
     let Some((dims, config)) = mlp(&layers) else { return Ok(false) };
-    let Some(place) = place(case) else { return Ok(false) };
+    let Some(place) = place(case) else { return dino(case, check, &dims, config) };
     let params = network::params();
     let mlp = Mlp::new(&dims, config, &params.root().pp(place))?;
     network::load(case, check, &params)?;
@@ -22,6 +25,32 @@ pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
         check.tensor(&format!("out.y{suffix}"), &y)?;
         network::judge_loss(case, check, &params, (&x, &y), (train, suffix))?;
     }
+    Ok(true)
+}
+
+/// The head of DINO, whose last layer lies apart; `false` if it is not one.
+fn dino(case: &Case<'_>, check: &mut Check<'_>, dims: &[usize], mlp: MlpConfig) -> Result<bool> {
+    let prototypes = case.entry.weights.get("last_layer.weight_v").and_then(|weight| weight.shape.first());
+    let (Some(&prototypes), [inputs, hidden, .., bottleneck], true) = (prototypes, dims, mlp.gelu) else {
+        return Ok(false);
+    };
+    let config = DinoHeadConfig {
+        hidden: *hidden,
+        layers: dims.len() - 1,
+        norm: mlp.hidden_norm,
+        bottleneck: *bottleneck,
+        prototypes,
+        norm_last_layer: true,
+    };
+    let store = Store::new(case);
+    let head = DinoHead::new(*inputs, config, &store.params.root())?;
+    let place = |theirs: &str| Some(Place { name: theirs.replace("layers.", "mlp."), part: 0, parts: 1 });
+    let store = store.filled(check, place)?;
+    let x = Var::from_tensor(case.tensor("in.x")?)?;
+    let y = head.scores(&head.project(&x)?, false)?;
+    check.tensor("out.y", &y)?;
+    let loss = (y.to_dtype(DType::F64)? * pattern::loss_factors(y.dims())?)?.mean_all()?;
+    store.judge(check, &x, &loss)?;
     Ok(true)
 }
 

@@ -10,6 +10,6 @@ fn every_implemented_case_passes() {
     let count = |verdict: &str| cases.iter().filter(|case| case["verdict"] == verdict).count();
     let failed: Vec<_> = cases.iter().filter(|case| case["verdict"] == "fail").collect();
     assert!(output.status.success() && failed.is_empty(), "{failed:#?}");
-    // The cases of SimCLR, ResNet, the optimisers, the augmentations and the evaluations.
-    assert!(count("pass") >= 52, "only {} cases ran", count("pass"));
+    // All but SimMIM's Swin Transformer.
+    assert_eq!((count("pass"), count("not implemented")), (117, 1));
 }
