@@ -112,6 +112,22 @@ fn vision_transformers_of_other_parts_are_rebuilt_from_their_files_alone() {
 }
 
 #[test]
+fn a_swin_transformer_is_rebuilt_from_its_file_alone() {
+    let folder = Folder::new();
+    let config = BackboneConfig {
+        image_size: Some(64),
+        window: Some(4),
+        depths: Some(vec![2, 2, 2, 1]),
+        ..BackboneConfig::named("swin_tiny").unwrap()
+    };
+    let export = Export::write(folder.path(), "swin_tiny-4-64", config);
+    let encoder = load_encoder(&export.encoder, &Device::Cpu).unwrap();
+    let features = encoder.backbone.forward_t(&export.images, false).unwrap();
+    assert_eq!(features.to_vec2::<f32>().unwrap(), export.features.to_vec2::<f32>().unwrap());
+    assert!(spread(&features) > 0.01, "both images have the same features");
+}
+
+#[test]
 fn the_metadata_says_how_to_use_the_weights() {
     let (_folder, path) = untrained_resnet18();
     let bytes = fs::read(path).unwrap();

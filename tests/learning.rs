@@ -34,6 +34,7 @@ const CROPS: &str = "[{ copies = 1, size = 16, crop_scale = [0.4, 1.0] }, \
 /// A network small enough for a test, of the kind that the recipe of `method` has.
 fn small_network(method: &str) -> &'static [(&'static str, &'static str)] {
     match method {
+        "simmim-swin" => &[("backbone.width", "32")],
         "mae" | "simmim" | "beit" | "data2vec" | "i-jepa" => {
             &[("backbone.width", "64"), ("backbone.depth", "3"), ("backbone.patch_size", "4")]
         }
@@ -337,6 +338,14 @@ fn mae_learns() {
 #[test]
 fn simmim_learns() {
     predicts("simmim", &[("method.mask_cell", "4")]);
+}
+
+#[test]
+fn simmim_learns_with_a_swin_transformer() {
+    predicts(
+        "simmim-swin",
+        &[("method.mask_cell", "4"), ("backbone.depths", "[2, 2]"), ("backbone.window", "4")],
+    );
 }
 
 #[test]

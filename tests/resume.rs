@@ -223,6 +223,14 @@ fn what_a_method_on_transformers_remembers_survives_a_stop() {
     for (method, more) in methods {
         parts_equal_the_whole(&recipe_of(method, &[&network[..], &more].concat()));
     }
+    let swin = [
+        ("method.mask_cell", "4"),
+        ("backbone.width", "32"),
+        ("backbone.depths", "[2, 1]"),
+        ("backbone.window", "2"),
+        ("backbone.drop_path", "0.5"),
+    ];
+    parts_equal_the_whole(&recipe_of("simmim-swin", &swin));
 }
 
 #[test]

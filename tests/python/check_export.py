@@ -5,7 +5,7 @@
 Builds the network that the metadata of ENCODER describes and loads the weights with `strict=True`.
 FEATURES, if given, holds `images` (B, 3, H, W), already normalised, and the `features` (B, D) that
 ssl-vision computed from them; the other library's must differ by less than 1e-4. ResNets are those of
-torchvision and, if it is installed and has the architecture, of timm; vision transformers are timm's.
+torchvision and, if it is installed and has the architecture, of timm; vision and Swin transformers are timm's.
 The exit code is 0 if all agree.
 
 The integration tests write such pairs of files into the folder SSL_VISION_EXPORT_DIR:
@@ -42,6 +42,13 @@ VITS = {
     "vit_base": (768, 12, 12),
     "vit_large": (1024, 24, 16),
 }
+# Width and depths.
+SWINS = {
+    "swin_tiny": (96, [2, 2, 6, 2]),
+    "swin_small": (96, [2, 2, 18, 2]),
+    "swin_base": (128, [2, 2, 18, 2]),
+    "swin_large": (192, [2, 2, 18, 2]),
+}
 TOLERANCE = 1e-4
 
 
@@ -57,6 +64,8 @@ def main() -> int:
     weights = load_file(args.encoder)
     if backbone["name"] in VITS:
         networks = vits(**backbone)
+    elif backbone["name"] in SWINS:
+        networks = swins(**backbone)
     elif backbone["name"] in RESNETS:
         networks = resnets(**backbone)
     else:
@@ -78,13 +87,13 @@ def main() -> int:
 
 
 def read_backbone(path: str) -> dict:
-    """The arguments of `resnets`, `regnets` or `vits` from the metadata of an encoder."""
+    """The arguments of `resnets`, `regnets`, `vits` or `swins` from the metadata of an encoder."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "backbone" not in metadata:
         sys.exit(f"{path}: no metadata `backbone`; was it exported by ssl-vision?")
     backbone = json.loads(metadata["backbone"])
-    known = (*RESNETS, *REGNETS, *SEER, *VITS)
+    known = (*RESNETS, *REGNETS, *SEER, *VITS, *SWINS)
     if backbone["name"] not in known:
         sys.exit(f"{path}: unknown architecture {backbone['name']}; known: {', '.join(known)}")
     backbone.setdefault("vit", {})
@@ -92,6 +101,10 @@ def read_backbone(path: str) -> dict:
         keys = ("name", "image_size", "patch_size", "width", "depth", "vit")
         for key, value in zip(keys[3:5], VITS[backbone["name"]]):
             backbone.setdefault(key, value)
+    elif backbone["name"] in SWINS:
+        keys = ("name", "image_size", "patch_size", "width", "depths", "window")
+        width, depths = SWINS[backbone["name"]]
+        backbone = {"width": width, "depths": depths, "window": 7} | backbone
     else:
         keys = ("name", "stem", "width") if backbone["name"] in RESNETS else ("name", "stem")
     print(f"{path}: " + ", ".join(f"{key} {backbone[key]}" for key in keys))
@@ -169,6 +182,22 @@ def vits(name: str, image_size: int, patch_size: int, width: int, depth: int, vi
         **arguments,
     )
     return {f"timm {timm.__version__}": network}
+
+
+def swins(name: str, image_size: int, patch_size: int, width: int, depths: list, window: int) -> dict[str, nn.Module]:
+    """timm's network with these sizes."""
+    if timm is None:
+        sys.exit("timm: not installed, and Swin Transformers are compared with nothing else")
+    network = timm.models.swin_transformer.SwinTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width,
+        depths=depths,
+        num_heads=[width // 32 << stage for stage in range(len(depths))],
+        window_size=window,
+        num_classes=0,
+    )
+    return {f"timm {timm.__version__} with the sizes of this {name}": network}
 
 
 def torchvision_resnet(name: str, stem: str, width: int) -> nn.Module:

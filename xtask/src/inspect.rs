@@ -18,7 +18,7 @@ use crate::picture::{Tiles, to_pixels};
 use crate::{data_path, use_threads};
 
 /// Look into a trained vision transformer: pictures of what its class token attends to, of its patches' features as
-/// colours, and, of a run that predicts pixels, of what it makes of hidden patches.
+/// colours, and, of a run that predicts pixels, of what it makes of hidden patches; the last of a Swin Transformer too.
 ///
 /// attention.png: an image a row, then where the class token looks in the last block, a head a column (bright is much).
 /// features.png: the image and its patches, coloured by the first three principal components of all patches' features:
@@ -56,7 +56,8 @@ pub(crate) struct Inspect {
 
 /// A trained network and how to feed it.
 struct Trained {
-    vit: Vit,
+    /// The encoder, if it is a vision transformer.
+    vit: Option<Vit>,
     /// The whole method, of a run.
     method: Option<Box<dyn Method>>,
     size: usize,
@@ -107,40 +108,43 @@ impl Inspect {
             (None, Some(weights)) => of_weights(weights)?,
             (None, None) => bail!("--run or --weights is needed"),
         };
-        let patch = trained.vit.config().patch_size;
         let size = self.size.unwrap_or(trained.size);
-        ensure!(
-            (patch..=4096).contains(&size) && size.is_multiple_of(patch),
-            "--size = {size} is not a multiple of the patches' {patch} pixels in {patch}..=4096"
-        );
+        if let Some(vit) = &trained.vit {
+            let patch = vit.config().patch_size;
+            ensure!(
+                (patch..=4096).contains(&size) && size.is_multiple_of(patch),
+                "--size = {size} is not a multiple of the patches' {patch} pixels in {patch}..=4096"
+            );
+        }
         let shown = self.load(&trained, size)?;
-        std::fs::create_dir_all(&self.out)
-            .with_context(|| format!("cannot create {}", self.out.display()))?;
-        self.save(
-            "attention.png",
-            &attention(&trained.vit, &shown)?,
-            "where each head of the last block looks",
-        )?;
-        let what = "the first three principal components of the patches";
-        self.save("features.png", &features(&trained.vit, &shown)?, what)?;
+        let mut pictures = Vec::new();
+        if let Some(vit) = &trained.vit {
+            let what = "where each head of the last block looks";
+            pictures.push(("attention.png", attention(vit, &shown)?, what));
+            let what = "the first three principal components of the patches";
+            pictures.push(("features.png", features(vit, &shown)?, what));
+        }
         if size == trained.size
             && let Some(method) = &trained.method
             && let Some(tiles) = reconstruction(&**method, &trained.normalize, &shown)?
         {
-            self.save(
-                "reconstruction.png",
-                &tiles,
-                "the image, its visible patches, and what completes them",
-            )?;
+            let what = "the image, its visible patches, and what completes them";
+            pictures.push(("reconstruction.png", tiles, what));
+        }
+        ensure!(
+            !pictures.is_empty(),
+            "there is nothing to show: only vision transformers have tokens to look at, and only a run of MAE, SimMIM or \
+             BEiT completes images, at the size of its training, {} pixels",
+            trained.size
+        );
+        std::fs::create_dir_all(&self.out)
+            .with_context(|| format!("cannot create {}", self.out.display()))?;
+        for (name, tiles, what) in pictures {
+            let path = self.out.join(name);
+            tiles.save(&path)?;
+            println!("{}: {what}", path.display());
         }
         Ok(ExitCode::SUCCESS)
-    }
-
-    fn save(&self, name: &str, tiles: &Tiles, what: &str) -> anyhow::Result<()> {
-        let path = self.out.join(name);
-        tiles.save(&path)?;
-        println!("{}: {what}", path.display());
-        Ok(())
     }
 
     fn load(&self, trained: &Trained, size: usize) -> anyhow::Result<Shown> {
@@ -165,7 +169,7 @@ fn of_run(folder: &Path) -> anyhow::Result<Trained> {
     let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
     let images =
         open_images(&recipe.data, None, &data_path(&recipe.data.path)).map_or(1, |images| images.train.len());
-    let method = recipe.method.build(&recipe.backbone, &params, images)?;
+    let method = recipe.method.build(&recipe.backbone, &params, &recipe.training_data(images))?;
     params.load(&checkpoint.params)?;
     let normalize = recipe.augment.normalize()?;
     Ok(Trained { vit, method: Some(method), size: recipe.augment.size, normalize, data: recipe.data })
@@ -183,12 +187,12 @@ fn of_weights(path: &Path) -> anyhow::Result<Trained> {
 pub(crate) fn transformer(
     backbone: &BackboneConfig,
     tensors: impl Iterator<Item = (String, Tensor)>,
-) -> anyhow::Result<Vit> {
-    let config = backbone.vision_transformer().context("only vision transformers have tokens to look at")?;
+) -> anyhow::Result<Option<Vit>> {
+    let Ok(config) = backbone.vision_transformer() else { return Ok(None) };
     let params = Params::new(0, DType::F32, &Device::Cpu);
     let vit = config.build(&params.root())?;
     params.load(&tensors.collect())?;
-    Ok(vit)
+    Ok(Some(vit))
 }
 
 /// Where the class token, or without one the mean patch, looks in the last block, head by head.

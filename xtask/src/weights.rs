@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use ssl_vision::backbones::{
-    EncoderInfo, HubFile, Positions, RelativePositions, TensorFile, VitNames, VitOptions, export_foreign,
-    import_foreign, load_encoder, save_encoder,
+    BackboneConfig, EncoderInfo, HubFile, Positions, RelativePositions, TensorFile, VitNames, VitOptions,
+    export_foreign, import_foreign, load_encoder, save_encoder,
 };
 use ssl_vision::train::{Recipe, RunFolder, encoder_of_checkpoint};
 use toml::{Table, Value};
@@ -18,7 +18,7 @@ use toml::{Table, Value};
 enum Names {
     /// torchvision's ResNet and RegNet, loaded with strict=True once `fc` is an identity.
     Torchvision,
-    /// timm's VisionTransformer and Beit.
+    /// timm's VisionTransformer, Beit and SwinTransformer, the last also as in its official code.
     Timm,
     /// The official code of DINO and iBOT.
     Dino,
@@ -76,7 +76,7 @@ impl Names {
 
 /// Write an encoder as safetensors for use elsewhere.
 ///
-/// Without --format the file has torchvision's names for ResNets and RegNets and timm's for vision transformers, and says
+/// Without --format the file has torchvision's names for ResNets and RegNets and timm's for transformers, and says
 /// how to feed the network; `eval`, `inspect` and the library read it. With --format it has those of that program.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -202,7 +202,9 @@ impl Import {
     /// The network and its input as a recipe, so that keys and messages are those of recipes.
     fn recipe(&self) -> anyhow::Result<Recipe> {
         let mut backbone = Table::from_iter([("name".to_owned(), Value::from(self.backbone.as_str()))]);
-        if self.names.of_vit().is_some() {
+        let is_vit =
+            BackboneConfig::named(&self.backbone).is_ok_and(|named| named.vision_transformer().is_ok());
+        if is_vit && self.names.of_vit().is_some() {
             backbone.insert("vit".to_owned(), Value::try_from(self.names.options())?);
         }
         let augment = Table::from_iter([

@@ -6,6 +6,7 @@ use ssl_nn::{DrawsAt, Scope};
 
 use crate::regnet::RegNetConfig;
 use crate::resnet::{ResNetConfig, Stem};
+use crate::swin_config::SwinConfig;
 use crate::vit::Vit;
 use crate::vit_config::{Pooling, VitConfig, VitOptions};
 
@@ -49,7 +50,8 @@ pub struct BackboneConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stem: Option<Stem>,
     /// ResNet: channels of the first stage, in 1..=4096; the published networks have 64. ViT: width of the tokens, a
-    /// multiple of 64 up to 8192, if it is not that of the named network; there is a head for every 64.
+    /// multiple of 64 up to 8192, if it is not that of the named network; there is a head for every 64. Swin: width of the
+    /// first stage's tokens, a multiple of 32 up to 4096, if it is another; there is a head for every 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
     /// ViT: number of blocks, in 1..=1000, if it is not that of the named network.
@@ -58,10 +60,21 @@ pub struct BackboneConfig {
     /// ResNet: start every residual branch as zero (Goyal et al., 2017), as SimCLR does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_init_residual: Option<bool>,
-    /// ViT: side of the square images in pixels, a multiple of `patch_size`.
+    /// Swin: number of blocks of each stage, up to 8 numbers in 1..=1000, if they are not those of the named network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depths: Option<Vec<usize>>,
+    /// Swin: rows, and columns, of patches that see each other, in 1..=64, if they are not 7. They divide the grid of
+    /// every stage that has more of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// Swin: probability that training leaves the last block's branches out for a sample, in 0..1, if it is not 0. It
+    /// grows linearly from 0 at the first block. A ViT has it among its parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_path: Option<f64>,
+    /// ViT and Swin: side of the square images in pixels, a multiple of `patch_size`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_size: Option<usize>,
-    /// ViT: side of the square patches in pixels, in 1..=1024.
+    /// ViT and Swin: side of the square patches in pixels, in 1..=1024.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch_size: Option<usize>,
     /// ViT: its parts, where they are not those of [`VitOptions::default`].
@@ -76,16 +89,20 @@ pub struct BackboneConfig {
 /// Width of a head in all published vision transformers.
 const HEAD_WIDTH: usize = 64;
 
+/// Width of a head in all published Swin Transformers.
+const SWIN_HEAD_WIDTH: usize = 32;
+
 /// The networks that there are.
 enum Architecture {
     ResNet(ResNetConfig),
     RegNet(RegNetConfig),
     Vit(VitConfig),
+    Swin(SwinConfig),
 }
 
 impl BackboneConfig {
     /// The architectures that can be built.
-    pub const NAMES: [&'static str; 17] = [
+    pub const NAMES: [&'static str; 21] = [
         "resnet18",
         "resnet34",
         "resnet50",
@@ -103,10 +120,14 @@ impl BackboneConfig {
         "vit_small",
         "vit_base",
         "vit_large",
+        "swin_tiny",
+        "swin_small",
+        "swin_base",
+        "swin_large",
     ];
 
-    /// The published network `name`: a ResNet with ImageNet stem and width 64, a RegNet with ImageNet stem, or a ViT for
-    /// images of 224 pixels and patches of 16.
+    /// The published network `name`: a ResNet with ImageNet stem and width 64, a RegNet with ImageNet stem, or a ViT or
+    /// Swin for images of 224 pixels and patches of 16 or 4.
     ///
     /// # Errors
     /// If there is no such network; the message lists those there are.
@@ -116,6 +137,9 @@ impl BackboneConfig {
             stem: None,
             width: None,
             depth: None,
+            depths: None,
+            window: None,
+            drop_path: None,
             zero_init_residual: None,
             image_size: None,
             patch_size: None,
@@ -133,6 +157,9 @@ impl BackboneConfig {
             Architecture::Vit(vit) => {
                 Self { image_size: Some(vit.image_size), patch_size: Some(vit.patch_size), ..none }
             }
+            Architecture::Swin(swin) => {
+                Self { image_size: Some(swin.image_size), patch_size: Some(swin.patch_size), ..none }
+            }
         })
     }
 
@@ -141,28 +168,42 @@ impl BackboneConfig {
     /// # Errors
     /// If the name is unknown.
     pub fn explicit(&self) -> Result<Self> {
-        let vit = match published(&self.name).map_err(candle_core::Error::Msg)? {
-            Architecture::Vit(vit) => Some(vit),
-            _ => None,
-        };
-        Ok(Self {
-            width: self.width.or(vit.map(|vit| vit.dim)),
-            depth: self.depth.or(vit.map(|vit| vit.depth)),
-            vit: self.vit.or(vit.map(|_| VitOptions::default())),
-            recompute: self.recompute.or(Some(false)),
-            ..self.clone()
+        let all = Self { recompute: self.recompute.or(Some(false)), ..self.clone() };
+        Ok(match published(&self.name).map_err(candle_core::Error::Msg)? {
+            Architecture::Vit(vit) => Self {
+                width: self.width.or(Some(vit.dim)),
+                depth: self.depth.or(Some(vit.depth)),
+                vit: self.vit.or(Some(VitOptions::default())),
+                ..all
+            },
+            Architecture::Swin(swin) => Self {
+                width: self.width.or(Some(swin.dim)),
+                depths: self.depths.clone().or(Some(swin.depths)),
+                window: self.window.or(Some(swin.window)),
+                drop_path: self.drop_path.or(Some(swin.drop_path)),
+                ..all
+            },
+            Architecture::ResNet(_) | Architecture::RegNet(_) => all,
         })
     }
 
-    /// The same without the sizes and parts of a vision transformer that are those of the named network, as it stands in
-    /// files.
+    /// The same without the sizes and parts of a transformer that are those of the named network, as it stands in files.
     pub fn brief(&self) -> Self {
-        let Ok(Architecture::Vit(named)) = published(&self.name) else { return self.clone() };
-        Self {
-            width: self.width.filter(|width| *width != named.dim),
-            depth: self.depth.filter(|depth| *depth != named.depth),
-            vit: self.vit.filter(|vit| *vit != VitOptions::default()),
-            ..self.clone()
+        match published(&self.name) {
+            Ok(Architecture::Vit(named)) => Self {
+                width: self.width.filter(|width| *width != named.dim),
+                depth: self.depth.filter(|depth| *depth != named.depth),
+                vit: self.vit.filter(|vit| *vit != VitOptions::default()),
+                ..self.clone()
+            },
+            Ok(Architecture::Swin(named)) => Self {
+                width: self.width.filter(|width| *width != named.dim),
+                depths: self.depths.clone().filter(|depths| *depths != named.depths),
+                window: self.window.filter(|window| *window != named.window),
+                drop_path: self.drop_path.filter(|drop_path| *drop_path != named.drop_path),
+                ..self.clone()
+            },
+            _ => self.clone(),
         }
     }
 
@@ -174,6 +215,17 @@ impl BackboneConfig {
         match self.checked()? {
             Architecture::Vit(vit) => Ok(vit),
             _ => candle_core::bail!("backbone.name = {} is not a vision transformer", self.name),
+        }
+    }
+
+    /// The Swin Transformer that this is, for a method that works on its tokens.
+    ///
+    /// # Errors
+    /// As [`BackboneConfig::validate`], or if it is another network.
+    pub fn swin_transformer(&self) -> Result<SwinConfig> {
+        match self.checked()? {
+            Architecture::Swin(swin) => Ok(swin),
+            _ => candle_core::bail!("backbone.name = {} is not a swin transformer", self.name),
         }
     }
 
@@ -194,6 +246,7 @@ impl BackboneConfig {
             Architecture::ResNet(resnet) => Box::new(resnet.build(scope)?),
             Architecture::RegNet(regnet) => Box::new(regnet.build(scope)?),
             Architecture::Vit(vit) => Box::new(vit.build(scope)?),
+            Architecture::Swin(swin) => Box::new(swin.build(scope)?),
         })
     }
 
@@ -206,6 +259,7 @@ impl BackboneConfig {
             Architecture::ResNet(resnet) => resnet.embed_dim(),
             Architecture::RegNet(regnet) => regnet.embed_dim().map_err(candle_core::Error::Msg)?,
             Architecture::Vit(vit) => vit.dim,
+            Architecture::Swin(swin) => swin.embed_dim(),
         })
     }
 
@@ -217,6 +271,7 @@ impl BackboneConfig {
     pub fn pooling(&self) -> Result<&'static str> {
         Ok(match published(&self.name).map_err(candle_core::Error::Msg)? {
             Architecture::ResNet(_) | Architecture::RegNet(_) => "avg",
+            Architecture::Swin(_) => "mean",
             Architecture::Vit(_) => match self.vit.unwrap_or_default().pooling {
                 Pooling::Token => "token",
                 Pooling::Mean => "mean",
@@ -232,12 +287,7 @@ impl BackboneConfig {
     fn architecture(&self) -> std::result::Result<Architecture, String> {
         match published(&self.name)? {
             Architecture::ResNet(base) => {
-                self.refuse(&[
-                    ("depth", self.depth.is_some()),
-                    ("image_size", self.image_size.is_some()),
-                    ("patch_size", self.patch_size.is_some()),
-                    ("vit", self.vit.is_some()),
-                ])?;
+                self.refuse_all_but(&["stem", "width", "zero_init_residual"])?;
                 let width = self.width.unwrap_or(base.width);
                 if !(1..=4096).contains(&width) {
                     return Err(format!("backbone.width = {width} is not in 1..=4096"));
@@ -251,14 +301,7 @@ impl BackboneConfig {
                 }))
             }
             Architecture::RegNet(base) => {
-                self.refuse(&[
-                    ("width", self.width.is_some()),
-                    ("depth", self.depth.is_some()),
-                    ("zero_init_residual", self.zero_init_residual.is_some()),
-                    ("image_size", self.image_size.is_some()),
-                    ("patch_size", self.patch_size.is_some()),
-                    ("vit", self.vit.is_some()),
-                ])?;
+                self.refuse_all_but(&["stem"])?;
                 Ok(Architecture::RegNet(RegNetConfig {
                     stem: self.stem.unwrap_or(base.stem),
                     recompute: self.recompute.unwrap_or(base.recompute),
@@ -266,10 +309,7 @@ impl BackboneConfig {
                 }))
             }
             Architecture::Vit(base) => {
-                self.refuse(&[
-                    ("stem", self.stem.is_some()),
-                    ("zero_init_residual", self.zero_init_residual.is_some()),
-                ])?;
+                self.refuse_all_but(&["width", "depth", "image_size", "patch_size", "vit"])?;
                 let (dim, depth) = (self.width.unwrap_or(base.dim), self.depth.unwrap_or(base.depth));
                 if !(HEAD_WIDTH..=8192).contains(&dim) || dim % HEAD_WIDTH != 0 {
                     return Err(format!(
@@ -291,12 +331,46 @@ impl BackboneConfig {
                 vit.validate().map_err(|reason| format!("backbone.{reason}"))?;
                 Ok(Architecture::Vit(vit))
             }
+            Architecture::Swin(base) => {
+                let own = ["width", "depths", "window", "drop_path", "image_size", "patch_size"];
+                self.refuse_all_but(&own)?;
+                let dim = self.width.unwrap_or(base.dim);
+                if !(SWIN_HEAD_WIDTH..=4096).contains(&dim) || !dim.is_multiple_of(SWIN_HEAD_WIDTH) {
+                    return Err(format!(
+                        "backbone.width = {dim} is not a multiple of {SWIN_HEAD_WIDTH} up to 4096"
+                    ));
+                }
+                let swin = SwinConfig {
+                    dim,
+                    heads: dim / SWIN_HEAD_WIDTH,
+                    depths: self.depths.clone().unwrap_or(base.depths),
+                    window: self.window.unwrap_or(base.window),
+                    drop_path: self.drop_path.unwrap_or(base.drop_path),
+                    image_size: self.image_size.unwrap_or(base.image_size),
+                    patch_size: self.patch_size.unwrap_or(base.patch_size),
+                    recompute: self.recompute.unwrap_or(base.recompute),
+                };
+                swin.validate().map_err(|reason| format!("backbone.{reason}"))?;
+                Ok(Architecture::Swin(swin))
+            }
         }
     }
 
-    /// Refuses the settings that are given and that this kind of network does not have.
-    fn refuse(&self, settings: &[(&str, bool)]) -> std::result::Result<(), String> {
-        match settings.iter().find(|(_, given)| *given) {
+    /// Refuses settings that are given and not among those that this kind of network has.
+    fn refuse_all_but(&self, own: &[&str]) -> std::result::Result<(), String> {
+        let settings = [
+            ("stem", self.stem.is_some()),
+            ("width", self.width.is_some()),
+            ("depth", self.depth.is_some()),
+            ("depths", self.depths.is_some()),
+            ("window", self.window.is_some()),
+            ("drop_path", self.drop_path.is_some()),
+            ("zero_init_residual", self.zero_init_residual.is_some()),
+            ("image_size", self.image_size.is_some()),
+            ("patch_size", self.patch_size.is_some()),
+            ("vit", self.vit.is_some()),
+        ];
+        match settings.iter().find(|(key, given)| *given && !own.contains(key)) {
             Some((key, _)) => Err(format!("backbone.{key} is no setting of `{}`", self.name)),
             None => Ok(()),
         }
@@ -322,6 +396,10 @@ fn published(name: &str) -> std::result::Result<Architecture, String> {
         "vit_small" => Architecture::Vit(VitConfig::vit_small()),
         "vit_base" => Architecture::Vit(VitConfig::vit_base()),
         "vit_large" => Architecture::Vit(VitConfig::vit_large()),
+        "swin_tiny" => Architecture::Swin(SwinConfig::swin_tiny()),
+        "swin_small" => Architecture::Swin(SwinConfig::swin_small()),
+        "swin_base" => Architecture::Swin(SwinConfig::swin_base()),
+        "swin_large" => Architecture::Swin(SwinConfig::swin_large()),
         name => {
             return Err(format!(
                 "unknown backbone `{name}`; available: {}",
@@ -382,12 +460,22 @@ mod tests {
             patch_size: Some(16),
             ..BackboneConfig::named("vit_tiny").unwrap()
         };
+        let swin = BackboneConfig {
+            image_size: Some(16),
+            patch_size: Some(2),
+            width: Some(32),
+            depths: Some(vec![2, 1]),
+            window: Some(4),
+            ..BackboneConfig::named("swin_tiny").unwrap()
+        };
         for (config, size) in [
             (resnet("resnet18", Stem::Cifar, 8), 16),
             (resnet("resnet18", Stem::ImageNet, 8), 64),
             (resnet("resnet50", Stem::ImageNet, 4), 48),
-            (vit, 32),
+            (vit.clone(), 32),
             (BackboneConfig::named("regnet_y_400mf").unwrap(), 32),
+            (BackboneConfig { vit: Some(VitOptions::beit()), ..vit }, 32),
+            (swin, 16),
         ] {
             for train in [true, false] {
                 let again = BackboneConfig { recompute: Some(true), ..config.clone() };
@@ -422,6 +510,40 @@ mod tests {
                 BackboneConfig { depth: Some(2), ..BackboneConfig::named("resnet18").unwrap() },
                 "backbone.depth is no setting of `resnet18`",
             ),
+        ] {
+            let error = config.validate().unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_swin_transformer_of_other_sizes_stands_in_a_file_as_far_as_they_differ() {
+        let named = BackboneConfig::named("swin_base").unwrap();
+        let json = r#"{"name":"swin_base","image_size":224,"patch_size":4}"#;
+        assert_eq!(serde_json::to_string(&named).unwrap(), json);
+        let explicit = named.explicit().unwrap();
+        assert_eq!((explicit.depths.clone(), explicit.window), (Some(vec![2, 2, 18, 2]), Some(7)));
+        assert_eq!(BackboneConfig { recompute: None, ..explicit.brief() }, named);
+        assert_eq!(explicit.swin_transformer().unwrap(), SwinConfig::swin_base());
+        let small =
+            BackboneConfig { width: Some(64), depths: Some(vec![2, 2]), window: Some(4), ..named.clone() };
+        let swin = small.swin_transformer().unwrap();
+        assert_eq!((swin.heads, small.embed_dim().unwrap(), swin.stride()), (2, 128, 8));
+        assert_eq!(small.brief(), small);
+        assert_eq!(small.pooling().unwrap(), "mean");
+        let resnet = || BackboneConfig::named("resnet18").unwrap();
+        assert!(resnet().swin_transformer().is_err() && named.vision_transformer().is_err());
+        for (config, part) in [
+            (
+                BackboneConfig { width: Some(48), ..named.clone() },
+                "backbone.width = 48 is not a multiple of 32",
+            ),
+            (
+                BackboneConfig { depth: Some(2), ..named.clone() },
+                "backbone.depth is no setting of `swin_base`",
+            ),
+            (BackboneConfig { window: Some(5), ..named }, "backbone.window = 5 does not divide the 56 by 56"),
+            (BackboneConfig { window: Some(7), ..resnet() }, "backbone.window is no setting of `resnet18`"),
         ] {
             let error = config.validate().unwrap_err();
             assert!(error.contains(part), "{error}");

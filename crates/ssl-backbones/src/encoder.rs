@@ -9,6 +9,7 @@ use ssl_nn::Params;
 
 use crate::backbone::{Backbone, BackboneConfig};
 use crate::error::{Error, Result};
+use crate::swin_names::from_others;
 use crate::tensor_file::TensorFile;
 use crate::vit_config::VitConfig;
 use crate::vit_names::VitNames;
@@ -97,7 +98,8 @@ pub fn load_encoder(path: &Path, device: &Device) -> Result<Encoder> {
 }
 
 /// The tensors of the network `backbone` as another program's files have them: those of a vision transformer under
-/// `names`, or without these a ResNet's or RegNet's as torchvision names them, which are ours.
+/// `names`, a Swin Transformer's under timm's, which are ours, or without names a ResNet's or RegNet's as torchvision names
+/// them, which are ours too.
 ///
 /// # Errors
 /// If the network is of the other kind, or the program has no place for one of its tensors.
@@ -107,8 +109,8 @@ pub fn export_foreign(
     backbone: &BackboneConfig,
 ) -> candle_core::Result<BTreeMap<String, Tensor>> {
     match kind(names, backbone)? {
-        Some((names, vit)) => names.export(&tensors, &vit),
-        None => Ok(tensors),
+        Kind::Vit(names, vit) => names.export(&tensors, &vit),
+        Kind::Swin | Kind::Convolutional => Ok(tensors),
     }
 }
 
@@ -123,8 +125,9 @@ pub fn import_foreign(
     backbone: &BackboneConfig,
 ) -> candle_core::Result<BTreeMap<String, Tensor>> {
     let found = match kind(names, backbone)? {
-        Some((names, vit)) => names.import(&theirs, &vit)?,
-        None => theirs.into_iter().filter(|(name, _)| !name.starts_with("fc.")).collect(),
+        Kind::Vit(names, vit) => names.import(&theirs, &vit)?,
+        Kind::Swin => from_others(theirs),
+        Kind::Convolutional => theirs.into_iter().filter(|(name, _)| !name.starts_with("fc.")).collect(),
     };
     let params = Params::new(0, DType::F32, &Device::Cpu);
     backbone.build(&params.root())?;
@@ -132,15 +135,23 @@ pub fn import_foreign(
     Ok(params.all().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect())
 }
 
-/// The vision transformer that `names` belong to, or `None` for another network and no names.
-fn kind(
-    names: Option<VitNames>,
-    backbone: &BackboneConfig,
-) -> candle_core::Result<Option<(VitNames, VitConfig)>> {
+/// What other programs' names are for.
+enum Kind {
+    Vit(VitNames, VitConfig),
+    Swin,
+    Convolutional,
+}
+
+/// The kind of network that `names` belong to.
+fn kind(names: Option<VitNames>, backbone: &BackboneConfig) -> candle_core::Result<Kind> {
+    let swin = backbone.swin_transformer().is_ok();
     match (names, backbone.vision_transformer()) {
-        (Some(names), vit) => Ok(Some((names, vit?))),
-        (None, Ok(_)) => candle_core::bail!("torchvision's names are not those of {}", backbone.name),
-        (None, Err(_)) => Ok(None),
+        (Some(VitNames::Timm), _) if swin => Ok(Kind::Swin),
+        (Some(names), vit) => Ok(Kind::Vit(names, vit?)),
+        (None, vit) if swin || vit.is_ok() => {
+            candle_core::bail!("torchvision's names are not those of {}", backbone.name)
+        }
+        (None, _) => Ok(Kind::Convolutional),
     }
 }
 
@@ -194,7 +205,16 @@ mod tests {
             depth: Some(1),
             ..BackboneConfig::named("vit_tiny").unwrap()
         };
+        let swin = BackboneConfig {
+            image_size: Some(16),
+            patch_size: Some(2),
+            width: Some(32),
+            depths: Some(vec![1, 1]),
+            window: Some(4),
+            ..BackboneConfig::named("swin_tiny").unwrap()
+        };
         for (backbone, names, own) in [
+            (swin.clone(), Some(VitNames::Timm), "layers.1.downsample.reduction.weight"),
             (vit.clone(), Some(VitNames::TransformersVit), "encoder.layer.0.attention.attention.key.weight"),
             (info().backbone, None, "layer1.0.conv1.weight"),
         ] {
@@ -203,7 +223,12 @@ mod tests {
             let mut theirs = export_foreign(tensors(&params), names, &backbone).unwrap();
             assert!(theirs.contains_key(own));
             let fc = Tensor::ones(3, DType::F32, &Device::Cpu).unwrap();
-            theirs.insert(names.map_or("fc.bias", |_| "classifier.bias").to_owned(), fc);
+            let classifier = match names {
+                None => "fc.bias",
+                Some(VitNames::Timm) => "head.fc.bias",
+                Some(_) => "classifier.bias",
+            };
+            theirs.insert(classifier.to_owned(), fc);
             let back = import_foreign(theirs.clone(), names, &backbone).unwrap();
             for (name, tensor) in tensors(&params) {
                 let values = |t: &Tensor| {
@@ -214,8 +239,15 @@ mod tests {
             theirs.remove(own);
             assert!(import_foreign(theirs, names, &backbone).is_err());
         }
-        let error = export_foreign(BTreeMap::new(), None, &vit).unwrap_err().to_string();
-        assert!(error.contains("torchvision's names are not those of vit_tiny"), "{error}");
+        for other in [&vit, &swin] {
+            let error = export_foreign(BTreeMap::new(), None, other).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("torchvision's names are not those of {}", other.name)),
+                "{error}"
+            );
+        }
+        let error = export_foreign(BTreeMap::new(), Some(VitNames::Dino), &swin).unwrap_err().to_string();
+        assert!(error.contains("swin_tiny is not a vision transformer"), "{error}");
         let error =
             export_foreign(BTreeMap::new(), Some(VitNames::Mae), &info().backbone).unwrap_err().to_string();
         assert!(error.contains("resnet18 is not a vision transformer"), "{error}");

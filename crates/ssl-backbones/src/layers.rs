@@ -8,7 +8,8 @@ const STAGES: usize = 4;
 impl BackboneConfig {
     /// Layers from the parameter `name` of this network to its end: 0 of a vision transformer's last norm, 1 of its last
     /// block or of a residual network's last stage, and one more than all of these of what comes before the first. Bao et
-    /// al., 2021 (<https://arxiv.org/abs/2106.08254>) count so for vision transformers.
+    /// al., 2021 (<https://arxiv.org/abs/2106.08254>) count so for vision transformers, and SimMIM's code for Swin, where
+    /// what joins the tokens of two stages counts as the last block before it.
     ///
     /// # Errors
     /// If the network cannot be built.
@@ -29,6 +30,9 @@ impl BackboneConfig {
         if let Ok(vit) = self.vision_transformer() {
             return Ok(layers_after_token(name, vit.depth));
         }
+        if let Ok(swin) = self.swin_transformer() {
+            return Ok(layers_after_window(name, &swin.depths));
+        }
         self.validate().map_err(candle_core::Error::Msg)?;
         let stage = name.strip_prefix("layer").or_else(|| name.strip_prefix("trunk_output.block"));
         Ok(STAGES + 1 - number(stage).unwrap_or(0).min(STAGES))
@@ -42,6 +46,17 @@ pub fn layers_after_token(name: &str, depth: usize) -> usize {
         None if name.starts_with("norm.") || name.starts_with("fc_norm.") => 0,
         None => depth + 1,
     }
+}
+
+/// [`BackboneConfig::layers_after`] of a Swin Transformer with so many blocks in its stages.
+fn layers_after_window(name: &str, depths: &[usize]) -> usize {
+    let all: usize = depths.iter().sum();
+    let Some(rest) = name.strip_prefix("layers.") else {
+        return if name.starts_with("norm.") { 0 } else { all + 1 };
+    };
+    let before: usize = depths.iter().take(number(Some(rest)).unwrap_or(0)).sum();
+    let block = rest.split_once('.').and_then(|(_, rest)| number(rest.strip_prefix("blocks.")));
+    (all + 1).saturating_sub(before + block.map_or(0, |block| block + 1))
 }
 
 /// The number that a name begins with.
@@ -58,14 +73,14 @@ mod tests {
 
     #[test]
     fn every_parameter_of_every_kind_of_network_has_its_place() {
-        for (name, layers) in [("resnet18", 5), ("regnet_y_400mf", 5), ("vit_tiny", 13)] {
+        for (name, layers) in [("resnet18", 5), ("regnet_y_400mf", 5), ("vit_tiny", 13), ("swin_tiny", 13)] {
             let config = BackboneConfig::named(name).unwrap();
             let params = Params::new(0, DType::F32, &Device::Cpu);
             config.build(&params.root()).unwrap();
             let trainable = params.trainable();
             let places: Vec<usize> =
                 trainable.iter().map(|(name, _)| config.layers_after(name).unwrap()).collect();
-            let least = if name == "vit_tiny" { 0 } else { 1 };
+            let least = if name.ends_with("_tiny") { 0 } else { 1 };
             let (low, high) = (places.iter().min().copied(), places.iter().max().copied());
             assert_eq!((low, high), (Some(least), Some(layers)), "{name}");
             assert!((least..=layers).all(|layer| places.contains(&layer)), "{name}: {places:?}");

@@ -17,7 +17,7 @@ pub(crate) trait Part: Clone + Send + Sync + 'static {
         }
         let buffers: Vec<_> = self.layers().flat_map(|layer| layer.norm.buffers()).collect();
         let part = self.clone();
-        recompute(x, &buffers, move |x| part.forward_t(x, train))
+        recompute(&[x], &buffers, move |inputs| part.forward_t(&inputs[0], train))
     }
 }
 

@@ -10,8 +10,9 @@ use ssl_nn::{
 };
 
 use crate::backbone::Backbone;
+use crate::patch_projection::MaskedPatches;
 use crate::vit_config::{Pooling, RelativePositions, VitConfig};
-use crate::vit_embedding::{Embedding, MaskedPatches};
+use crate::vit_embedding::Embedding;
 
 impl VitConfig {
     /// Creates the parameters in `scope` under timm's names.
@@ -248,13 +249,13 @@ impl Vit {
     fn run_range(&self, x: &Tensor, range: Range<usize>, pass: &VitPass<'_>) -> Result<Tensor> {
         let factors: Vec<_> =
             range.clone().map(|i| self.drop_path(i, x, pass.draws)).collect::<Result<_>>()?;
-        if self.config.recompute && !range.is_empty() {
-            return self.recompute_range(x, range, &factors, pass);
-        }
         let biases: Vec<Option<Tensor>> = match self.config.options.relative_positions {
             RelativePositions::Shared => vec![self.relative_position_bias(0)?; range.len()],
             _ => range.clone().map(|i| self.relative_position_bias(i)).collect::<Result<_>>()?,
         };
+        if self.config.recompute && !range.is_empty() {
+            return self.recompute_range(x, range, (&factors, &biases), pass);
+        }
         let options = biases.iter().zip(&factors).map(|(bias, factors)| BlockOptions {
             attention: AttentionOptions { bias: bias.as_ref(), keys: pass.keys },
             drop_path: factors.as_ref().map(|[attention, mlp]| [attention, mlp]),
@@ -268,18 +269,17 @@ impl Vit {
         &self,
         x: &Tensor,
         range: Range<usize>,
-        factors: &[Option<[Tensor; 2]>],
+        (factors, biases): (&[Option<[Tensor; 2]>], &[Option<Tensor>]),
         pass: &VitPass<'_>,
     ) -> Result<Tensor> {
-        range.clone().zip(factors).try_fold(x.clone(), |x, (i, factors)| {
+        range.clone().zip(factors.iter().zip(biases)).try_fold(x.clone(), |x, (i, (factors, bias))| {
             let first = pass.first.filter(|_| i + 1 == range.end);
             let (block, factors, keys) = (self.blocks[i].clone(), factors.clone(), pass.keys.cloned());
-            let relative = self.relative_positions_of(i).cloned();
-            recompute(&x, &[], move |x| {
-                let bias = relative.as_ref().map(RelativePositionBias::bias).transpose()?;
-                let attention = AttentionOptions { bias: bias.as_ref(), keys: keys.as_ref() };
+            let inputs: Vec<&Tensor> = std::iter::once(&x).chain(bias).collect();
+            recompute(&inputs, &[], move |inputs| {
+                let attention = AttentionOptions { bias: inputs.get(1), keys: keys.as_ref() };
                 let drop_path = factors.as_ref().map(|[attention, mlp]| [attention, mlp]);
-                transformer_blocks(x, &[(&block, BlockOptions { attention, drop_path })], first)
+                transformer_blocks(&inputs[0], &[(&block, BlockOptions { attention, drop_path })], first)
             })
         })
     }
@@ -296,15 +296,12 @@ impl Vit {
         Ok(Some([factors(0)?, factors(1)?]))
     }
 
-    fn relative_positions_of(&self, i: usize) -> Option<&RelativePositionBias> {
-        match self.config.options.relative_positions {
+    fn relative_position_bias(&self, i: usize) -> Result<Option<Tensor>> {
+        let of_block = match self.config.options.relative_positions {
             RelativePositions::Shared => self.relative_positions.first(),
             RelativePositions::None | RelativePositions::Each => self.relative_positions.get(i),
-        }
-    }
-
-    fn relative_position_bias(&self, i: usize) -> Result<Option<Tensor>> {
-        self.relative_positions_of(i).map(RelativePositionBias::bias).transpose()
+        };
+        of_block.map(RelativePositionBias::bias).transpose()
     }
 }
 

@@ -1,18 +1,10 @@
 //! From images to the tokens that enter the first block of a vision transformer.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use ssl_nn::{BicubicConfig, Init, LayerNorm, Scope, interpolate_positions, linear};
+use ssl_nn::{BicubicConfig, Init, LayerNorm, Scope, interpolate_positions};
 
+use crate::patch_projection::{MaskedPatches, PatchProjection, whole_patches};
 use crate::vit_config::{NORMAL, Positions, VitConfig, VitInit};
-
-/// Patches that one learned vector stands for, as in SimMIM, BEiT and iBOT.
-#[derive(Clone, Copy, Debug)]
-pub struct MaskedPatches<'a> {
-    /// `(B, N)`: other than 0 where a patch is hidden.
-    pub mask: &'a Tensor,
-    /// The vector, of `dim` numbers in any shape. It takes the place of the patch before positions are added.
-    pub token: &'a Tensor,
-}
 
 /// Fixed positions of sines and cosines: `(1, prefix + rows · columns, dim)`, patches row by row.
 ///
@@ -68,18 +60,6 @@ pub fn patch_pixels(images: &Tensor, patch: usize) -> Result<Tensor> {
     x.reshape((batch, rows * columns, 3 * patch * patch))
 }
 
-/// Number of images, and rows and columns of patches in each.
-fn whole_patches(x: &Tensor, patch: usize) -> Result<(usize, (usize, usize))> {
-    let (batch, channels, h, w) = x.dims4()?;
-    if channels != 3 || h * w == 0 || h % patch != 0 || w % patch != 0 {
-        bail!(
-            "vision transformer: expected images (B, 3, H, W) in whole patches of {patch}, got {:?}",
-            x.dims()
-        );
-    }
-    Ok((batch, (h / patch, w / patch)))
-}
-
 /// Rows of a `(B, N, D)` tensor by their numbers `(B, K)` within a sample: `(B, K, D)`.
 ///
 /// # Errors
@@ -118,8 +98,7 @@ pub(crate) struct Embedding {
     class_token: Option<Tensor>,
     registers: Option<Tensor>,
     positions: Option<Tensor>,
-    weight: Tensor,
-    bias: Option<Tensor>,
+    projection: PatchProjection,
     norm: Option<LayerNorm>,
     config: VitConfig,
 }
@@ -137,7 +116,6 @@ impl Embedding {
             || scope.trainable("reg_token", (1, options.registers, dim), Init::Normal { std: 1e-6 });
         let registers = (options.registers > 0).then(registers).transpose()?;
         let positions = positions(&config, scope)?;
-        let proj = scope.pp("patch_embed.proj");
         let inputs = 3 * patch_size * patch_size;
         let default = Init::TorchDefault { fan_in: inputs };
         let weight_init = match options.init {
@@ -145,31 +123,20 @@ impl Embedding {
             VitInit::Xavier => Init::Uniform { bound: (6.0 / (inputs + dim) as f64).sqrt() },
             VitInit::Beit => NORMAL,
         };
-        let weight = proj.trainable("weight", (dim, 3, patch_size, patch_size), weight_init)?;
         let bias_init = if options.init == VitInit::Beit { Init::Const(0.0) } else { default };
-        let bias = (!options.norm_first).then(|| proj.trainable("bias", dim, bias_init)).transpose()?;
+        let inits = (weight_init, (!options.norm_first).then_some(bias_init));
+        let projection = PatchProjection::new(patch_size, dim, inits, &scope.pp("patch_embed.proj"))?;
         let norm = || LayerNorm::new(dim, options.norm_eps, &scope.pp("norm_pre"));
         let norm = options.norm_first.then(norm).transpose()?;
-        Ok(Self { class_token, registers, positions, weight, bias, norm, config })
+        Ok(Self { class_token, registers, positions, projection, norm, config })
     }
 
     /// All tokens.
     pub(crate) fn all(&self, x: &Tensor, masked: Option<MaskedPatches<'_>>) -> Result<Tensor> {
-        let (batch, grid) = whole_patches(x, self.config.patch_size)?;
-        let mut patches = self.project(&self.pixels(x)?)?;
-        if let Some(MaskedPatches { mask, token }) = masked {
-            let (_, tokens, dim) = patches.dims3()?;
-            if mask.dims() != [batch, tokens] || token.elem_count() != dim {
-                bail!(
-                    "vision transformer: expected a mask ({batch}, {tokens}) and a token of {dim} numbers, got {:?} \
-                     and {:?}",
-                    mask.dims(),
-                    token.dims()
-                );
-            }
-            let hidden = mask.ne(0f64)?.unsqueeze(2)?.broadcast_as(patches.shape())?;
-            let token = token.reshape((1, 1, dim))?.broadcast_as(patches.shape())?;
-            patches = hidden.where_cond(&token, &patches)?;
+        let (_, grid) = whole_patches(x, self.config.patch_size)?;
+        let mut patches = self.projection.project(&self.projection.pixels(x)?)?;
+        if let Some(masked) = masked {
+            patches = masked.replace(&patches)?;
         }
         if let Some(positions) = self.of_patches(grid)? {
             patches = patches.broadcast_add(&positions)?;
@@ -180,7 +147,7 @@ impl Embedding {
     /// The class token, the registers and the tokens of the patches with the numbers `(B, K)`.
     pub(crate) fn visible(&self, x: &Tensor, numbers: &Tensor) -> Result<Tensor> {
         let (batch, grid) = whole_patches(x, self.config.patch_size)?;
-        let mut patches = self.project(&gather_tokens(&self.pixels(x)?, numbers)?)?;
+        let mut patches = self.projection.project(&gather_tokens(&self.projection.pixels(x)?, numbers)?)?;
         if let Some(positions) = self.of_patches(grid)? {
             let (_, tokens, dim) = positions.dims3()?;
             let numbers = checked_numbers(numbers, batch, tokens)?;
@@ -208,19 +175,6 @@ impl Embedding {
             Some(norm) => norm.forward(&tokens),
             None => Ok(tokens),
         }
-    }
-
-    /// The pixels of each patch in the order of a convolution's weight.
-    fn pixels(&self, x: &Tensor) -> Result<Tensor> {
-        let p = self.config.patch_size;
-        let (batch, (rows, columns)) = whole_patches(x, p)?;
-        let patches = x.reshape((batch, 3, rows, p, columns, p))?.permute((0, 2, 4, 1, 3, 5))?;
-        patches.reshape((batch, rows * columns, 3 * p * p))
-    }
-
-    fn project(&self, pixels: &Tensor) -> Result<Tensor> {
-        let weight = self.weight.flatten_from(1)?;
-        linear(pixels, &weight, self.bias.as_ref(), None)
     }
 
     /// Positions that are not those of patches.

@@ -17,7 +17,7 @@ use ssl_losses::{BarlowTwinsTerms, barlow_twins_terms, standardize};
 use ssl_nn::{Mlp, MlpConfig, Params};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
 
@@ -67,7 +67,7 @@ impl Settings for BarlowTwinsConfig {
         .unless(self.lambda == 0.0, "lambda", 0, Self::default().lambda)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(BarlowTwins::new(self, backbone, params)?))
     }
 

@@ -4,15 +4,17 @@
 //! the encoder predicts the codes at their places by one linear layer; the loss is the cross-entropy. There is nothing to
 //! collapse to: the codes are fixed.
 //!
-//! The paper's tokenizer is that of DALL-E. Ours are the centres of k-means ([`KMeansTokenizer`]), learned from patches of
-//! all images before the first step; any other is a [`Tokenizer`] for [`Beit::with_tokenizer`]. Further deviations: the
-//! tokenizer sees the view in the network's resolution; `mask_token` stands under the root, not within the encoder;
+//! The paper's tokenizer is that of DALL-E ([`DalleTokenizer`]), whose weights the user must have. Without them the codes are
+//! the centres of k-means ([`KMeansTokenizer`]), learned from patches of all images before the first step; any other is a
+//! [`Tokenizer`] for [`Beit::with_tokenizer`]. Further deviations: the tokenizer sees the view of the network, for DALL-E's
+//! shrunk to 8 pixels a patch, where the official code resizes the crop twice; `mask_token` stands under the root, not within the encoder;
 //! weights start from normals that are not truncated. `prediction_gain` is the share of the loss of the best constant
 //! prediction, the entropy of the batch's codes, that the prediction saves; both in nats make `token_information`, a lower
 //! bound of what the visible patches tell of a hidden one's code. The embeddings that are watched are the means of an
 //! image's visible patches.
 
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,8 @@ use ssl_nn::{DrawsAt, Init, Linear, LinearConfig, Params, cross_entropy, permuta
 
 use crate::checks;
 use crate::clusters::{distinct, entropy};
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
+use crate::dalle_tokenizer::DalleTokenizer;
 use crate::masked_encoder::{HiddenBlocks, MaskedEncoder};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
 use crate::reconstruction::{completed, gain, mean_of_visible, vision_transformer};
@@ -45,6 +48,9 @@ pub struct BeitConfig {
     pub tokenizer_patches: usize,
     /// Rounds of k-means at most.
     pub tokenizer_rounds: usize,
+    /// Safetensors file with the encoder of DALL-E's autoencoder, which then gives the codes; empty for centres of k-means.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tokenizer_weights: String,
 }
 
 impl Default for BeitConfig {
@@ -56,6 +62,7 @@ impl Default for BeitConfig {
             normalize_patches: false,
             tokenizer_patches: 262_144,
             tokenizer_rounds: 20,
+            tokenizer_weights: String::new(),
         }
     }
 }
@@ -86,12 +93,21 @@ impl Settings for BeitConfig {
         )
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>> {
-        Ok(Box::new(Beit::new(self, backbone, params, images)?))
+    fn build(
+        &self,
+        backbone: &BackboneConfig,
+        params: &Params,
+        data: &TrainingData,
+    ) -> Result<Box<dyn Method>> {
+        Ok(Box::new(Beit::new(self, backbone, params, data)?))
     }
 
     fn augmentation(&self) -> &'static str {
         "beit"
+    }
+
+    fn unwritten(&self) -> &'static [(&'static str, &'static str)] {
+        &[("tokenizer_weights", "")]
     }
 }
 
@@ -118,18 +134,32 @@ impl std::fmt::Debug for Beit {
 }
 
 impl Beit {
-    /// Creates `backbone.*`, `mask_token`, `lm_head.*` and the buffers `tokenizer.*` in `params`, for a data set of `images`
-    /// images.
+    /// Creates `backbone.*`, `mask_token` and `lm_head.*` in `params`, and for codes that it learns the buffers
+    /// `tokenizer.*`.
     ///
     /// # Errors
-    /// If the backbone is not a vision transformer, or the images have fewer patches than there are codes.
+    /// If the backbone is not a vision transformer, the images have fewer patches than there are codes, or the tokenizer's
+    /// file cannot be read or has another number of codes.
     pub fn new(
         config: &BeitConfig,
         backbone: &BackboneConfig,
         params: &Params,
-        images: usize,
+        data: &TrainingData,
     ) -> Result<Self> {
-        let vit = backbone.vision_transformer()?;
+        let (vit, images) = (backbone.vision_transformer()?, data.images);
+        if !config.tokenizer_weights.is_empty() {
+            let path = Path::new(&config.tokenizer_weights);
+            let tokenizer = DalleTokenizer::read(path, vit.patch_size, data, params.device())?;
+            if tokenizer.codes() != config.codes {
+                bail!(
+                    "beit: method.codes = {}, but {} has {} codes",
+                    config.codes,
+                    path.display(),
+                    tokenizer.codes()
+                );
+            }
+            return Self::with_tokenizer(config, backbone, params, Box::new(tokenizer));
+        }
         let patches = images * vit.num_patches();
         if patches < config.codes {
             bail!("beit: method.codes = {}, but the {images} images have {patches} patches", config.codes);
@@ -256,8 +286,9 @@ impl Method for Beit {
         let (b, n) = mask.dims2()?;
         let codes = self.head.forward(&h)?.argmax(D::Minus1)?.flatten_all()?;
         let prediction = centers.index_select(&codes, 0)?.reshape((b, n, ()))?;
-        let pixels = patchify(&batch.views[0], self.encoder.vit.config().patch_size)?;
-        completed(&prediction, &pixels, mask, self.encoder.vit.config()).map(Some)
+        let vit = self.encoder.vit.config();
+        let pixels = patchify(&batch.views[0], vit.patch_size)?;
+        completed(&prediction, &pixels, mask, (vit.patch_size, vit.grid())).map(Some)
     }
 
     fn encoder(&self) -> &dyn Backbone {
@@ -300,7 +331,7 @@ mod tests {
     use ssl_backbones::VitOptions;
 
     use super::*;
-    use crate::testing::{CONTEXT, assert_gradients_reach, images, params, permuted, resnet, vit};
+    use crate::testing::{CONTEXT, assert_gradients_reach, data, images, params, permuted, resnet, vit};
 
     const IMAGES: usize = 12;
 
@@ -309,7 +340,7 @@ mod tests {
     }
 
     fn learned(params: &Params) -> Beit {
-        let mut method = Beit::new(&tiny(), &vit(VitOptions::beit()), params, IMAGES).unwrap();
+        let mut method = Beit::new(&tiny(), &vit(VitOptions::beit()), params, &data(IMAGES)).unwrap();
         assert!(method.wants_pass(&CONTEXT));
         let all = images(1, IMAGES);
         let part = |start: usize| {
@@ -403,6 +434,26 @@ mod tests {
     }
 
     #[test]
+    fn the_codes_of_dalle_come_from_its_file() {
+        let weights =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/tokenizer/dalle_weights.safetensors");
+        let config = BeitConfig { codes: 64, tokenizer_weights: weights.to_owned(), ..tiny() };
+        let (params, network) = (params(), vit(VitOptions::beit()));
+        let method = config.build(&network, &params, &data(IMAGES)).unwrap();
+        assert!(!method.wants_pass(&CONTEXT) && params.buffers().is_empty());
+        assert_gradients_reach(&*method, &params, &images(1, 5), &[]);
+        let error =
+            |config: BeitConfig| match Beit::new(&config, &network, &crate::testing::params(), &data(1)) {
+                Ok(_) => String::new(),
+                Err(error) => error.to_string(),
+            };
+        let other = error(BeitConfig { codes: 63, ..config.clone() });
+        assert!(other.contains("method.codes = 63, but ") && other.contains(" has 64 codes"), "{other}");
+        let none = error(BeitConfig { tokenizer_weights: "none.safetensors".to_owned(), ..config });
+        assert!(none.contains("none.safetensors"), "{none}");
+    }
+
+    #[test]
     fn bad_settings_networks_and_batches_are_refused() {
         for (config, part) in [
             (BeitConfig { codes: 1, ..tiny() }, "method.codes = 1 is not in 2..=1000000"),
@@ -415,11 +466,11 @@ mod tests {
         assert!(tiny().validate_backbone(&resnet()).unwrap_err().contains("not a vision transformer"));
         let many = BeitConfig { codes: 500, tokenizer_patches: 500, ..tiny() };
         let network = vit(VitOptions::beit());
-        let error = Beit::new(&many, &network, &params(), IMAGES).unwrap_err().to_string();
+        let error = Beit::new(&many, &network, &params(), &data(IMAGES)).unwrap_err().to_string();
         assert!(error.contains("method.codes = 500, but the 12 images have 192 patches"), "{error}");
         let error = learned(&params()).loss(&images(2, 3), &CONTEXT).unwrap_err().to_string();
         assert!(error.contains("1 view, got 2"), "{error}");
-        let unlearned = Beit::new(&tiny(), &network, &params(), IMAGES).unwrap();
+        let unlearned = Beit::new(&tiny(), &network, &params(), &data(IMAGES)).unwrap();
         assert!(unlearned.loss(&images(1, 3), &CONTEXT).unwrap_err().to_string().contains("not learned yet"));
         assert_eq!(
             shares(&Tensor::new(&[0u32, 2], &Device::Cpu).unwrap(), 3).unwrap().to_vec1::<f64>().unwrap(),

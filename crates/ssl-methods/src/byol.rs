@@ -18,7 +18,7 @@ use ssl_losses::negative_cosine;
 use ssl_nn::{DrawsAt, Mlp, MlpConfig, Params, Schedule, Scope};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
 use crate::teacher::{self, Teacher};
@@ -70,7 +70,7 @@ impl Settings for ByolConfig {
         .unless(self.momentum == 0.0, "momentum", 0, Self::default().momentum)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Byol::new(self, backbone, params)?))
     }
 

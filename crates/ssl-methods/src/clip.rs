@@ -22,7 +22,7 @@ use ssl_losses::clip;
 use ssl_nn::{Init, Params, Scope};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::contrast::{ceiling, cosines};
 use crate::method::{Batch, DualEncoder, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
@@ -104,7 +104,7 @@ impl Settings for ClipConfig {
         )
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Clip::new(self, backbone, params)?))
     }
 

@@ -28,6 +28,17 @@ use crate::simsiam::SimSiamConfig;
 use crate::swav::SwavConfig;
 use crate::vicreg::VicRegConfig;
 
+/// What a method is told of the images that it will train on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainingData {
+    /// Number of images, of which some methods remember something.
+    pub images: usize,
+    /// Mean of each channel, which was subtracted from pixels in [0, 1].
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel, by which they were divided.
+    pub std: [f64; 3],
+}
+
 /// The settings of one method.
 pub(crate) trait Settings {
     /// Checks every setting; an error names the setting, its value and the allowed range.
@@ -47,7 +58,12 @@ pub(crate) trait Settings {
     fn safeguard(&self) -> Safeguard;
 
     /// Creates the parameters in `params` and returns the method. The settings are valid.
-    fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>>;
+    fn build(
+        &self,
+        backbone: &BackboneConfig,
+        params: &Params,
+        data: &TrainingData,
+    ) -> Result<Box<dyn Method>>;
 
     /// Name of the paper's augmentation.
     fn augmentation(&self) -> &'static str;
@@ -187,8 +203,7 @@ impl MethodConfig {
         self.settings().augmentation()
     }
 
-    /// Creates the parameters in `params` and returns the method. `images` is the number of images to train on, of which
-    /// some methods remember something.
+    /// Creates the parameters in `params` and returns the method.
     ///
     /// # Errors
     /// If a setting is out of range or does not fit the network.
@@ -196,12 +211,12 @@ impl MethodConfig {
         &self,
         backbone: &BackboneConfig,
         params: &Params,
-        images: usize,
+        data: &TrainingData,
     ) -> Result<Box<dyn Method>> {
         if let Err(reason) = self.validate().and_then(|()| self.validate_backbone(backbone)) {
             bail!("{reason}");
         }
-        self.settings().build(backbone, params, images)
+        self.settings().build(backbone, params, data)
     }
 
     /// Prefix of the tensors of [`Method::encoder`] in the store, with its dot.

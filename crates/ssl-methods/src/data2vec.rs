@@ -21,7 +21,7 @@ use ssl_losses::{mae, masked_smooth_l1};
 use ssl_nn::{Init, Linear, LinearConfig, Params, Schedule};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::masked_encoder::{HiddenBlocks, MaskedEncoder};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::reconstruction::{
@@ -100,7 +100,7 @@ impl Settings for Data2VecConfig {
         .unless(self.momentum == 0.0, "momentum", 0, Self::default().momentum)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Data2Vec::new(self, backbone, params)?))
     }
 

@@ -18,7 +18,7 @@ use ssl_nn::{Init, Params, Schedule, Scope};
 
 use crate::checks;
 use crate::clusters;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::crops::Crops;
 use crate::dino_head::{DinoHead, DinoHeadConfig};
 use crate::method::{Batch, Method, StepContext, StepOutput};
@@ -135,7 +135,7 @@ impl Settings for DinoConfig {
         .unless(self.center_momentum == 1.0, "center_momentum", 1, Self::default().center_momentum)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Dino::new(self, backbone, params)?))
     }
 

@@ -12,7 +12,7 @@ use ssl_backbones::BackboneConfig;
 use ssl_nn::Params;
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::dino_head::DinoHeadConfig;
 use crate::ibot::Ibot;
 use crate::ibot_parts::{LayerRates, Masks, Parts, Targets};
@@ -176,7 +176,7 @@ impl Settings for DinoV2Config {
         )
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Ibot::of(self.parts(), backbone, params)?))
     }
 
@@ -194,7 +194,7 @@ mod tests {
     use ssl_backbones::VitOptions;
 
     use super::*;
-    use crate::testing::{CONTEXT, assert_gradients_reach, batch, params, vit};
+    use crate::testing::{CONTEXT, assert_gradients_reach, batch, data, params, vit};
 
     fn tiny() -> DinoV2Config {
         DinoV2Config {
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn built(config: &DinoV2Config, params: &Params) -> Box<dyn Method> {
-        config.build(&vit(VitOptions::dinov2()), params, 10).unwrap()
+        config.build(&vit(VitOptions::dinov2()), params, &data(10)).unwrap()
     }
 
     #[test]

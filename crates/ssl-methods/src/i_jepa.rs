@@ -21,7 +21,7 @@ use ssl_losses::smooth_l1;
 use ssl_nn::{Params, Schedule};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::masks::{MultiBlockMask, MultiBlocks};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::reconstruction::{
@@ -141,7 +141,7 @@ impl Settings for IJepaConfig {
         .unless(self.momentum == 0.0, "momentum", 0, Self::default().momentum)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(IJepa::new(self, backbone, params)?))
     }
 

@@ -19,7 +19,7 @@ use ssl_nn::{DrawsAt, Init, Params, Schedule, Scope};
 
 use crate::checks;
 use crate::clusters;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::crops::Crops;
 use crate::dino_head::{DinoHead, DinoHeadConfig};
 use crate::ibot_parts::{LayerRates, Masks, Parts, Targets};
@@ -148,7 +148,7 @@ impl Settings for IbotConfig {
         .unless(self.center_momentum == 1.0, "center_momentum", 1, Self::default().center_momentum)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Ibot::new(self, backbone, params)?))
     }
 

@@ -20,7 +20,7 @@ use ssl_losses::{mae, normalize_patches, patchify};
 use ssl_nn::{DrawsAt, Params};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::masks::{RandomMask, mask_tensor};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
 use crate::reconstruction::{
@@ -93,7 +93,7 @@ impl Settings for MaeConfig {
         )
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Mae::new(self, backbone, params)?))
     }
 
@@ -184,11 +184,12 @@ impl Method for Mae {
     /// network does not know.
     fn reconstruct(&self, batch: &Batch, context: &StepContext) -> Result<Option<Reconstruction>> {
         let Pass { prediction, pixels, mask, .. } = self.pass(batch, context, None)?;
+        let vit = self.encoder.config();
         let prediction = match self.config.normalize_pixels {
             true => denormalized(&prediction, &pixels)?,
             false => prediction,
         };
-        completed(&prediction, &pixels, mask, self.encoder.config()).map(Some)
+        completed(&prediction, &pixels, mask, (vit.patch_size, vit.grid())).map(Some)
     }
 
     fn encoder(&self) -> &dyn Backbone {

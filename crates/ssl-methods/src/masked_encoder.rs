@@ -1,4 +1,4 @@
-//! What BEiT, data2vec and SimMIM share: an encoder that passes all patches of an image, some of them as one learned
+//! What BEiT, data2vec and, with a vision transformer, SimMIM share: an encoder that passes all patches of an image, some of them as one learned
 //! token, and the blocks of patches that the first two hide.
 
 use candle_core::{Result, Tensor};

@@ -23,7 +23,7 @@ use ssl_losses::{info_nce, normalize};
 use ssl_nn::{DrawsAt, Mlp, MlpConfig, Params, Scope};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::contrast::ceiling;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::queue::Queue;
@@ -114,7 +114,7 @@ impl Settings for MocoConfig {
         .unless(self.momentum < 0.5, "momentum", self.momentum, 0.999)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Moco::new(self, backbone, params)?))
     }
 

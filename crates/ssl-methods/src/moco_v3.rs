@@ -20,7 +20,7 @@ use ssl_losses::in_batch_info_nce;
 use ssl_nn::{Affine, DrawsAt, Mlp, MlpConfig, Params, Schedule, Scope};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::contrast::{ceiling, cosines};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
@@ -82,7 +82,7 @@ impl Settings for MocoV3Config {
         )
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(MocoV3::new(self, backbone, params)?))
     }
 

@@ -20,7 +20,7 @@ use ssl_nn::{DrawsAt, Init, Mlp, MlpConfig, Params, Schedule, Scope, permutation
 
 use crate::checks;
 use crate::clusters;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::crops::Crops;
 use crate::masks::RandomMask;
 use crate::method::{Batch, Method, ParameterRule, StepContext, StepOutput};
@@ -110,7 +110,7 @@ impl Settings for MsnConfig {
         .unless(self.spread_weight == 0.0 && self.sinkhorn_iterations == 0, "sinkhorn_iterations", 0, Self::default().sinkhorn_iterations)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Msn::new(self, backbone, params)?))
     }
 

@@ -58,16 +58,17 @@ fn weighted_mean<D: candle_core::shape::Dims + Copy>(
     x.broadcast_mul(&weights)?.sum_keepdim(dims)?.broadcast_div(&weights.sum_keepdim(dims)?)
 }
 
-/// Images of the patches `pixels`, `(B, N, 3 p²)`, with those of `prediction` where `mask`, `(B, N)`, is not 0.
+/// Images of the patches `pixels`, `(B, N, 3 p²)`, with those of `prediction` where `mask`, `(B, N)`, is not 0; there are
+/// `side` by `side` patches of `p` by `p` pixels.
 pub(crate) fn completed(
     prediction: &Tensor,
     pixels: &Tensor,
     mask: Tensor,
-    vit: &VitConfig,
+    (p, side): (usize, usize),
 ) -> Result<Reconstruction> {
     let hidden = mask.unsqueeze(2)?.broadcast_as(pixels.shape())?;
     let patches = hidden.where_cond(prediction, pixels)?.detach();
-    Ok(Reconstruction { images: unpatchify(&patches, vit.patch_size, (vit.grid(), vit.grid()))?, mask })
+    Ok(Reconstruction { images: unpatchify(&patches, p, (side, side))?, mask })
 }
 
 /// Every token with mean 0 and variance 1 over its features, as a layer norm without parameters: targets of data2vec and

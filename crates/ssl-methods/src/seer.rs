@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use ssl_backbones::BackboneConfig;
 use ssl_nn::Params;
 
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::method::Method;
 use crate::safeguard::Safeguard;
 use crate::swav::{Swav, SwavConfig};
@@ -92,7 +92,7 @@ impl Settings for SeerConfig {
         .unless(self.sinkhorn_iterations == 0, "sinkhorn_iterations", 0, Self::default().sinkhorn_iterations)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Swav::new(&self.as_swav(), backbone, params)?))
     }
 

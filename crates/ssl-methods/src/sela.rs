@@ -17,7 +17,7 @@ use ssl_nn::{Init, Params, Purpose, cross_entropy, linear, log_softmax, permutat
 
 use crate::checks;
 use crate::clusters::{ceiling, distinct, prediction_information};
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
 
@@ -95,8 +95,13 @@ impl Settings for SelaConfig {
         .unless(self.max_iterations == 0, "max_iterations", 0, Self::default().max_iterations)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, images: usize) -> Result<Box<dyn Method>> {
-        Ok(Box::new(Sela::new(self, backbone, params, images)?))
+    fn build(
+        &self,
+        backbone: &BackboneConfig,
+        params: &Params,
+        data: &TrainingData,
+    ) -> Result<Box<dyn Method>> {
+        Ok(Box::new(Sela::new(self, backbone, params, data.images)?))
     }
 
     fn augmentation(&self) -> &'static str {

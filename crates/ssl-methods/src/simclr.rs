@@ -17,7 +17,7 @@ use ssl_losses::nt_xent;
 use ssl_nn::{Affine, Mlp, MlpConfig, Params};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::contrast::{ceiling, cosines, cross_view_terms};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
@@ -58,7 +58,7 @@ impl Settings for SimClrConfig {
         )
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(SimClr::new(self, backbone, params)?))
     }
 

@@ -1,25 +1,26 @@
 //! SimMIM (Xie et al., 2021, <https://arxiv.org/abs/2111.09886>; official code microsoft/SimMIM), with a vision
-//! transformer.
+//! transformer or a Swin Transformer.
 //!
 //! Random cells of an image are hidden: the tokens of their patches are replaced by a learned one. The encoder `f`
-//! passes all tokens, and one linear layer predicts the pixels of each patch from its token; the loss is the absolute
-//! error of the hidden pixels. There is nothing to collapse to: what has to be predicted is fixed.
+//! passes all tokens, and one linear layer predicts the pixels that belong to each of its outputs: those of a patch, or
+//! with Swin those of the patches that have become one token. The loss is the absolute error of the hidden pixels. There
+//! is nothing to collapse to: what has to be predicted is fixed.
 //!
-//! The network is BEiT's, relative positions and LayerScale included: the recipes choose it by the keys
+//! The vision transformer is BEiT's, relative positions and LayerScale included: the recipes choose it by the keys
 //! `backbone.vit.*`. Deviations: `mask_token` stands under the root, not within the encoder, and starts from a normal
-//! that is not truncated; class token and biases' tables decay as other weights do. The term is that of MAE; the
+//! that is not truncated; class token, mask token and biases' tables decay as other weights do. The term is that of MAE; the
 //! embeddings that are watched are the means of an image's visible patches.
 
 use std::ops::RangeInclusive;
 
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
-use ssl_backbones::{Backbone, BackboneConfig};
+use ssl_backbones::{Backbone, BackboneConfig, MaskedPatches, Swin};
 use ssl_losses::{patchify, simmim, unpatchify};
-use ssl_nn::{DrawsAt, Linear, LinearConfig, Params};
+use ssl_nn::{DrawsAt, Init, Linear, LinearConfig, Params};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::masked_encoder::MaskedEncoder;
 use crate::masks::{cell_mask, mask_tensor};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
@@ -34,7 +35,8 @@ use crate::safeguard::Safeguard;
 pub struct SimMimConfig {
     /// Share of the cells that are hidden.
     pub mask_ratio: f64,
-    /// Side of the square cells in pixels, a multiple of the patches' that divides the images'.
+    /// Side of the square cells in pixels, a multiple of a token's that divides the images'. With a vision transformer a
+    /// token has the pixels of a patch, with Swin those of all patches that it was joined from.
     pub mask_cell: usize,
 }
 
@@ -51,16 +53,16 @@ impl Settings for SimMimConfig {
     }
 
     fn validate_backbone(&self, backbone: &BackboneConfig) -> std::result::Result<(), String> {
-        let vit = vision_transformer(backbone)?;
+        let Outputs { image_size, stride, .. } = Outputs::of(backbone)?;
         let (ratio, cell) = (self.mask_ratio, self.mask_cell);
-        if cell % vit.patch_size != 0 || vit.image_size % cell != 0 {
+        if cell % stride != 0 || image_size % cell != 0 {
             return Err(format!(
-                "method.mask_cell = {cell} is not a multiple of backbone.patch_size = {} that divides \
-                 backbone.image_size = {}",
-                vit.patch_size, vit.image_size
+                "method.mask_cell = {cell} is not a multiple of the {stride} pixels of a token of {} that divides \
+                 backbone.image_size = {image_size}",
+                backbone.name
             ));
         }
-        let cells = (vit.image_size / cell).pow(2);
+        let cells = (image_size / cell).pow(2);
         let hidden = (ratio * cells as f64).ceil() as usize;
         if hidden == cells {
             return Err(format!(
@@ -78,7 +80,7 @@ impl Settings for SimMimConfig {
         )
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(SimMim::new(self, backbone, params)?))
     }
 
@@ -87,11 +89,70 @@ impl Settings for SimMimConfig {
     }
 }
 
+/// The tokens that come out of an encoder: side by side in a square grid.
+#[derive(Clone, Copy, Debug)]
+struct Outputs {
+    image_size: usize,
+    /// Pixels from one token to the next.
+    stride: usize,
+    width: usize,
+}
+
+impl Outputs {
+    fn of(backbone: &BackboneConfig) -> std::result::Result<Self, String> {
+        if let Ok(swin) = backbone.swin_transformer() {
+            return Ok(Self { image_size: swin.image_size, stride: swin.stride(), width: swin.embed_dim() });
+        }
+        let vit = vision_transformer(backbone)?;
+        Ok(Self { image_size: vit.image_size, stride: vit.patch_size, width: vit.dim })
+    }
+
+    /// Rows, and columns, of tokens.
+    fn side(self) -> usize {
+        self.image_size / self.stride
+    }
+}
+
+/// The encoders that pass hidden patches as one learned token.
+#[derive(Debug)]
+enum Encoder {
+    Vit(Box<MaskedEncoder>),
+    Swin { swin: Swin, mask_token: Tensor },
+}
+
+impl Encoder {
+    fn new(backbone: &BackboneConfig, params: &Params) -> Result<Self> {
+        let Ok(config) = backbone.swin_transformer() else {
+            return Ok(Self::Vit(Box::new(MaskedEncoder::new(backbone, params)?)));
+        };
+        let root = params.root();
+        let swin = config.build(&root.pp("backbone"))?;
+        let mask_token = root.trainable("mask_token", (1, 1, config.dim), Init::Normal { std: 0.02 })?;
+        Ok(Self::Swin { swin, mask_token })
+    }
+
+    /// The tokens after the last norm, `(B, N, d)`; `mask` is `(B, N)`, 1 where all that a token stands for is hidden.
+    fn tokens(&self, x: &Tensor, mask: &Tensor, draws: Option<DrawsAt>) -> Result<Tensor> {
+        match self {
+            Self::Vit(encoder) => encoder.patches(x, mask, draws),
+            Self::Swin { swin, mask_token } => {
+                // From the last stage's tokens to the patches that they were joined from.
+                let (b, tokens) = mask.dims2()?;
+                let (side, each) = (tokens.isqrt(), swin.config().stride() / swin.config().patch_size);
+                let mask = mask.reshape((b, side, 1, side, 1))?;
+                let mask = mask.broadcast_as((b, side, each, side, each))?.reshape((b, ()))?;
+                swin.feature_map(x, Some(MaskedPatches { mask: &mask, token: mask_token }), draws)
+            }
+        }
+    }
+}
+
 /// SimMIM with its encoder and its linear decoder.
 #[derive(Debug)]
 pub struct SimMim {
-    encoder: MaskedEncoder,
-    /// From a token to the pixels of its patch, channel by channel, as the official convolution before a pixel shuffle.
+    encoder: Encoder,
+    outputs: Outputs,
+    /// From a token to its pixels, channel by channel, as the official convolution before a pixel shuffle.
     decoder: Linear,
     config: SimMimConfig,
 }
@@ -100,36 +161,36 @@ impl SimMim {
     /// Creates `backbone.*`, `mask_token` and `decoder.0.*` in `params`.
     ///
     /// # Errors
-    /// If the backbone is not a vision transformer.
+    /// If the backbone is neither a vision transformer nor a Swin Transformer.
     pub fn new(config: &SimMimConfig, backbone: &BackboneConfig, params: &Params) -> Result<Self> {
-        let encoder = MaskedEncoder::new(backbone, params)?;
-        let vit = encoder.vit.config();
-        let pixels = 3 * vit.patch_size * vit.patch_size;
-        let decoder = Linear::new(vit.dim, pixels, LinearConfig::default(), &params.root().pp("decoder.0"))?;
-        Ok(Self { encoder, decoder, config: config.clone() })
+        let outputs = Outputs::of(backbone).map_err(candle_core::Error::Msg)?;
+        let encoder = Encoder::new(backbone, params)?;
+        let (d, pixels) = (outputs.width, 3 * outputs.stride * outputs.stride);
+        let decoder = Linear::new(d, pixels, LinearConfig::default(), &params.root().pp("decoder.0"))?;
+        Ok(Self { encoder, outputs, decoder, config: config.clone() })
     }
 }
 
 /// What the network makes of a batch.
 struct Pass {
-    /// The patches' tokens after the last norm, `(B, N, d)`.
+    /// The tokens after the last norm, `(B, N, d)`.
     h: Tensor,
     /// `(B, 3, H, W)`.
     prediction: Tensor,
-    /// `(B, N)`, 1 where a patch is hidden.
+    /// `(B, N)`, 1 where a token's pixels are hidden.
     mask: Tensor,
 }
 
 impl SimMim {
     fn pass(&self, batch: &Batch, context: &StepContext, draws: Option<DrawsAt>) -> Result<Pass> {
         let [x] = &batch.views[..] else { bail!("simmim needs 1 view, got {}", batch.views.len()) };
-        let vit = self.encoder.vit.config();
-        let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
-        let SimMimConfig { mask_ratio, mask_cell } = self.config;
-        let draw = |image: &usize| cell_mask(&mut context.masks(*image, 0), grid, mask_cell / p, mask_ratio);
+        let (stride, side) = (self.outputs.stride, self.outputs.side());
+        let (grid, cell) = ((side, side), self.config.mask_cell / stride);
+        let ratio = self.config.mask_ratio;
+        let draw = |image: &usize| cell_mask(&mut context.masks(*image, 0), grid, cell, ratio);
         let mask = mask_tensor(&batch.index.iter().map(draw).collect::<Result<Vec<_>>>()?, x.device())?;
-        let h = self.encoder.patches(x, &mask, draws)?;
-        let prediction = shuffled(&self.decoder.forward(&h)?, p, grid)?;
+        let h = self.encoder.tokens(x, &mask, draws)?;
+        let prediction = shuffled(&self.decoder.forward(&h)?, stride, grid)?;
         Ok(Pass { h, prediction, mask })
     }
 }
@@ -141,11 +202,11 @@ impl Method for SimMim {
 
     fn loss(&self, batch: &Batch, context: &StepContext) -> Result<StepOutput> {
         let Pass { h, prediction, mask } = self.pass(batch, context, context.draws(0))?;
-        let (x, vit) = (&batch.views[0], self.encoder.vit.config());
-        let (p, grid) = (vit.patch_size, (vit.grid(), vit.grid()));
-        let of_cells = mask.reshape(((), grid.0, grid.1))?;
+        let (stride, side) = (self.outputs.stride, self.outputs.side());
+        let (x, of_cells) = (&batch.views[0], mask.reshape(((), side, side))?);
         let loss = simmim(&prediction, x, &of_cells)?;
-        let mean = unpatchify(&mean_of_hidden(&patchify(x, p)?, &mask)?, p, grid)?;
+        let mean = mean_of_hidden(&patchify(x, stride)?, &mask)?;
+        let mean = unpatchify(&mean, stride, (side, side))?;
         let of_mean = simmim(&mean, x, &of_cells)?;
         Ok(StepOutput {
             terms: vec![
@@ -160,18 +221,20 @@ impl Method for SimMim {
 
     fn reconstruct(&self, batch: &Batch, context: &StepContext) -> Result<Option<Reconstruction>> {
         let Pass { prediction, mask, .. } = self.pass(batch, context, None)?;
-        let vit = self.encoder.vit.config();
-        let [prediction, pixels] =
-            [&prediction, &batch.views[0]].map(|images| patchify(images, vit.patch_size));
-        completed(&prediction?, &pixels?, mask, vit).map(Some)
+        let (stride, side) = (self.outputs.stride, self.outputs.side());
+        let [prediction, pixels] = [&prediction, &batch.views[0]].map(|images| patchify(images, stride));
+        completed(&prediction?, &pixels?, mask, (stride, side)).map(Some)
     }
 
     fn encoder(&self) -> &dyn Backbone {
-        &self.encoder.vit
+        match &self.encoder {
+            Encoder::Vit(encoder) => &encoder.vit,
+            Encoder::Swin { swin, .. } => swin,
+        }
     }
 }
 
-/// PyTorch's `pixel_shuffle`: the values `(B, N, 3 p²)` of each patch, channel by channel and row by row, as images.
+/// PyTorch's `pixel_shuffle`: the values `(B, N, 3 p²)` of each token, channel by channel and row by row, as images.
 fn shuffled(patches: &Tensor, p: usize, (rows, columns): (usize, usize)) -> Result<Tensor> {
     let b = patches.dim(0)?;
     let cut = patches.reshape((b, rows, columns, 3, p, p))?.permute((0, 3, 1, 4, 2, 5))?; // (B, 3, h, p, w, p)
@@ -184,7 +247,7 @@ mod tests {
     use ssl_backbones::VitOptions;
 
     use super::*;
-    use crate::testing::{CONTEXT, assert_gradients_reach, images, params, permuted, resnet, vit};
+    use crate::testing::{CONTEXT, assert_gradients_reach, images, params, permuted, resnet, swin, vit};
 
     /// Cells of 2 by 2 patches in a grid of 4 by 4.
     const TINY: SimMimConfig = SimMimConfig { mask_ratio: 0.6, mask_cell: 4 };
@@ -215,6 +278,9 @@ mod tests {
             let method = SimMim::new(&TINY, &vit(options), &params).unwrap();
             assert_gradients_reach(&method, &params, &images(1, 5), &[]);
         }
+        let params = params();
+        let method = SimMim::new(&TINY, &swin(), &params).unwrap();
+        assert_gradients_reach(&method, &params, &images(1, 5), &[]);
     }
 
     #[test]
@@ -230,7 +296,12 @@ mod tests {
 
     #[test]
     fn hidden_pixels_do_not_enter_and_visible_ones_are_not_judged() {
-        let method = tiny(&params());
+        for backbone in [vit(VitOptions::beit()), swin()] {
+            assert_hidden_pixels_do_not_enter(&SimMim::new(&TINY, &backbone, &params()).unwrap());
+        }
+    }
+
+    fn assert_hidden_pixels_do_not_enter(method: &SimMim) {
         let batch = images(1, 3);
         let masks: Vec<_> =
             (0..3).map(|image| cell_mask(&mut CONTEXT.masks(image, 0), (4, 4), 2, 0.6).unwrap()).collect();
@@ -280,8 +351,13 @@ mod tests {
         let error = |config: SimMimConfig| config.validate_backbone(&vit(VitOptions::beit())).unwrap_err();
         for mask_cell in [3, 6, 16] {
             let error = error(SimMimConfig { mask_cell, ..TINY });
-            assert!(error.contains("is not a multiple of backbone.patch_size = 2 that divides"), "{error}");
+            assert!(
+                error.contains("is not a multiple of the 2 pixels of a token of vit_tiny that"),
+                "{error}"
+            );
         }
+        let error_of_swin = SimMimConfig { mask_cell: 2, ..TINY }.validate_backbone(&swin()).unwrap_err();
+        assert!(error_of_swin.contains("mask_cell = 2 is not a multiple of the 4 pixels"), "{error_of_swin}");
         let error = error(SimMimConfig { mask_ratio: 0.8, ..TINY });
         assert!(error.contains("method.mask_ratio = 0.8 hides 4 of 4 cells"), "{error}");
         let error = tiny(&params()).loss(&images(2, 3), &CONTEXT).unwrap_err().to_string();

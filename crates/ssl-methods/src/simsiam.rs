@@ -18,7 +18,7 @@ use ssl_losses::negative_cosine;
 use ssl_nn::{Affine, DrawsAt, Mlp, MlpConfig, Params};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::method::{Batch, Method, ParameterRule, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
 
@@ -70,7 +70,7 @@ impl Settings for SimSiamConfig {
         .unless(!self.stop_gradient, "stop_gradient", false, true)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(SimSiam::new(self, backbone, params)?))
     }
 

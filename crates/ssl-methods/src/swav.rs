@@ -18,7 +18,7 @@ use ssl_nn::{Init, Mlp, MlpConfig, Params, log_softmax};
 
 use crate::checks;
 use crate::clusters::{ceiling, entropy, prediction_information, used_columns};
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::crops::Crops;
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
@@ -107,7 +107,7 @@ impl Settings for SwavConfig {
         .unless(self.sinkhorn_iterations == 0, "sinkhorn_iterations", 0, Self::default().sinkhorn_iterations)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(Swav::new(self, backbone, params)?))
     }
 

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use ssl_backbones::{BackboneConfig, Stem, VitOptions};
 use ssl_nn::Params;
 
+use crate::config::TrainingData;
 use crate::method::{Batch, Method, StepContext};
 
 /// A step at the beginning of a run.
@@ -30,6 +31,24 @@ pub(crate) fn vit(options: VitOptions) -> BackboneConfig {
         vit: Some(options),
         ..BackboneConfig::named("vit_tiny").unwrap()
     }
+}
+
+/// A Swin Transformer of two stages, of 2 blocks and of 1, for images of 8 x 8 pixels, which are 4 x 4 patches in windows
+/// of 2 x 2.
+pub(crate) fn swin() -> BackboneConfig {
+    BackboneConfig {
+        image_size: Some(8),
+        patch_size: Some(2),
+        width: Some(32),
+        depths: Some(vec![2, 1]),
+        window: Some(2),
+        ..BackboneConfig::named("swin_tiny").unwrap()
+    }
+}
+
+/// So many images with values from -2 to 2.
+pub(crate) fn data(images: usize) -> TrainingData {
+    TrainingData { images, mean: [0.5; 3], std: [0.25; 3] }
 }
 
 /// The batch with its images in another order.

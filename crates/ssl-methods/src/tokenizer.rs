@@ -14,8 +14,8 @@ const SEEDING: usize = 16;
 
 /// Turns each patch of an image into one of a fixed number of codes.
 ///
-/// BEiT (Bao et al., 2021, <https://arxiv.org/abs/2106.08254>) takes the encoder of a discrete variational autoencoder;
-/// [`KMeansTokenizer`] is what a run learns by itself. A type of one's own with another network goes into
+/// BEiT (Bao et al., 2021, <https://arxiv.org/abs/2106.08254>) takes the encoder of a discrete variational autoencoder,
+/// [`DalleTokenizer`](crate::DalleTokenizer); [`KMeansTokenizer`] is what a run learns by itself. A type of one's own with another network goes into
 /// [`Beit::with_tokenizer`](crate::Beit::with_tokenizer).
 pub trait Tokenizer: Send + Sync {
     /// Number of codes.

@@ -18,7 +18,7 @@ use ssl_losses::vicreg_terms;
 use ssl_nn::{Mlp, MlpConfig, Params};
 
 use crate::checks;
-use crate::config::Settings;
+use crate::config::{Settings, TrainingData};
 use crate::method::{Batch, Method, StepContext, StepOutput};
 use crate::safeguard::Safeguard;
 
@@ -77,7 +77,7 @@ impl Settings for VicRegConfig {
         .unless(self.covariance_weight == 0.0, "covariance_weight", 0, Self::default().covariance_weight)
     }
 
-    fn build(&self, backbone: &BackboneConfig, params: &Params, _: usize) -> Result<Box<dyn Method>> {
+    fn build(&self, backbone: &BackboneConfig, params: &Params, _: &TrainingData) -> Result<Box<dyn Method>> {
         Ok(Box::new(VicReg::new(self, backbone, params)?))
     }
 

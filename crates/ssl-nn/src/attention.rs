@@ -19,7 +19,8 @@ const TILE: usize = 1 << 15;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AttentionOptions<'a> {
     /// Added to the scaled scores: `(heads, N, N)`, or `(1, N, N)` for all heads, of the type of the tokens. It gets a
-    /// gradient. Minus infinity keeps a query (row) from a key (column), as a causal mask does.
+    /// gradient. Minus infinity keeps a query (row) from a key (column), as a causal mask does. `(P, heads, N, N)` is for
+    /// samples that take turns, such as the windows of images: sample `i` has the part `i mod P`, and `P` divides `B`.
     pub bias: Option<&'a Tensor>,
     /// `(B, N)` of type `U8`: where it is 0, no query of the sample sees the token. A sample needs at least one token
     /// that is seen, or its result is NaN.
@@ -79,8 +80,14 @@ fn split(qkv: &Tensor, batch: usize, sizes: Sizes) -> Result<[Tensor; 3]> {
 
 fn probabilities(q: &Tensor, k: &Tensor, sizes: Sizes, options: &AttentionOptions<'_>) -> Result<Tensor> {
     let mut scores = (q.matmul(&k.t()?)? / (sizes.width as f64).sqrt())?;
-    if let Some(bias) = options.bias {
-        scores = scores.broadcast_add(bias)?;
+    match options.bias {
+        Some(bias) if bias.rank() == 4 => {
+            let Sizes { tokens, heads, .. } = sizes;
+            let turns = scores.reshape(((), bias.dim(0)?, heads, tokens, tokens))?;
+            scores = turns.broadcast_add(bias)?.reshape(scores.shape())?;
+        }
+        Some(bias) => scores = scores.broadcast_add(bias)?,
+        None => {}
     }
     if let Some(keys) = options.keys {
         let (batch, tokens) = keys.dims2()?;
@@ -97,8 +104,11 @@ impl AttentionOptions<'_> {
         if let Some(bias) = self.bias {
             match *bias.dims() {
                 [h, n, m] if (h == heads || h == 1) && n == tokens && m == tokens => {}
+                [p, h, n, m]
+                    if h == heads && n == tokens && m == tokens && p > 0 && batch.is_multiple_of(p) => {}
                 _ => bail!(
-                    "attention: expected a bias ({heads} or 1, {tokens}, {tokens}), got {:?}",
+                    "attention: expected a bias ({heads} or 1, {tokens}, {tokens}) or (a divisor of {batch}, {heads}, \
+                     {tokens}, {tokens}), got {:?}",
                     bias.dims()
                 ),
             }
@@ -254,7 +264,7 @@ impl<T> Default for Scratch<T> {
 #[derive(Clone, Copy)]
 pub(crate) struct Heads<'a, T> {
     pub(crate) sizes: Sizes,
-    /// `(heads or 1, N, N)`.
+    /// `(heads or 1, N, N)`, or `(P, heads, N, N)`.
     pub(crate) bias: Option<&'a [T]>,
     /// `(B, N)`.
     pub(crate) keys: Option<&'a [u8]>,
@@ -308,13 +318,22 @@ impl<T: Real> Heads<'_, T> {
                 let dy = (&dy[at_y..], Strides::row_major(dim));
                 ds.resize(rows * sizes.row(), T::ZERO);
                 matmul((rows, width, tokens), (ds, p_at), dy, (v, sizes.packed_t()), false, room);
-                self.score_gradient(head, start, p, ds, d_bias);
+                self.score_gradient((i, head), start, p, ds, d_bias);
                 let dq = (&mut dqkv[at[0] + start * 3 * dim..], packed);
                 matmul((rows, tokens, width), dq, (ds, p_at), (k, packed), false, room);
                 let more = start > 0;
                 matmul((tokens, rows, width), (&mut dqkv[at[1]..], packed), (ds, p_t), q, more, room);
                 matmul((tokens, rows, width), (&mut dqkv[at[2]..], packed), (p, p_t), dy, more, room);
             }
+        }
+    }
+
+    /// Where in a bias of `len` numbers that of a head of sample `i` begins.
+    fn bias_at(&self, len: usize, i: usize, head: usize) -> usize {
+        let Sizes { tokens, heads, .. } = self.sizes;
+        match len / (tokens * tokens) {
+            1 => 0,
+            all => (i % (all / heads) * heads + head) * tokens * tokens,
         }
     }
 
@@ -333,10 +352,9 @@ impl<T: Real> Heads<'_, T> {
         let q = (&q[start * 3 * sizes.dim()..], sizes.packed());
         let size = (rows, sizes.width, tokens);
         matmul(size, (p, Strides::row_major(row)), q, (k, sizes.packed_t()), false, room);
-        let bias = self.bias.map(|bias| {
-            let head = if bias.len() > tokens * tokens { head } else { 0 };
-            &bias[(head * tokens + start) * tokens..][..rows * tokens]
-        });
+        let bias = self
+            .bias
+            .map(|bias| &bias[self.bias_at(bias.len(), i, head) + start * tokens..][..rows * tokens]);
         let keys = self.keys.map(|keys| &keys[i * tokens..][..tokens]);
         let (scale, never) = (sizes.scale::<T>(), T::from_f64(f64::NEG_INFINITY));
         vectorised!({
@@ -360,17 +378,24 @@ impl<T: Real> Heads<'_, T> {
     }
 
     /// From the gradient of the weights `p` to that of the scaled products `q kᵀ`, in `ds`.
-    fn score_gradient(&self, head: usize, start: usize, p: &[T], ds: &mut [T], d_bias: &mut [T]) {
+    fn score_gradient(
+        &self,
+        (i, head): (usize, usize),
+        start: usize,
+        p: &[T],
+        ds: &mut [T],
+        d_bias: &mut [T],
+    ) {
         let (tokens, row) = (self.sizes.tokens, self.sizes.row());
         let scale = self.sizes.scale::<T>();
-        let head = if d_bias.len() > tokens * tokens { head } else { 0 };
+        let at = if d_bias.is_empty() { 0 } else { self.bias_at(d_bias.len(), i, head) };
         vectorised!({
             for (r, (p, ds)) in p.chunks_exact(row).zip(ds.chunks_exact_mut(row)).enumerate() {
                 ds[tokens..].fill(T::ZERO);
                 let mean = sum_by(p, ds, |p, ds| p * ds);
                 ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = *p * (*ds - mean));
                 if !d_bias.is_empty() {
-                    let d_bias = &mut d_bias[(head * tokens + start + r) * tokens..][..tokens];
+                    let d_bias = &mut d_bias[at + (start + r) * tokens..][..tokens];
                     d_bias.iter_mut().zip(&*ds).for_each(|(sum, ds)| *sum += *ds);
                 }
                 ds.iter_mut().for_each(|ds| *ds *= scale);

@@ -56,6 +56,7 @@ mod probe;
 mod real;
 mod recompute;
 mod relative_position;
+mod reorder;
 mod residual;
 mod rms_norm;
 mod rng;
@@ -90,6 +91,7 @@ pub use pool::{global_avg_pool, global_avg_pool_channels_last, max_pool2d, max_p
 pub use probe::Probe;
 pub use recompute::recompute;
 pub use relative_position::RelativePositionBias;
+pub use reorder::reorder_tokens;
 pub use residual::{ConvNorm, Residual, Shortcut, residual_block, residual_blocks, stem};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rng::{Purpose, Rng, permutation, rng};

@@ -9,16 +9,18 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, Var};
 use crate::graph::{Gradients, node};
 use crate::storage::{Element, dispatch};
 
-/// `f(x)`, of which nothing is kept but the value; the backward pass runs `f` again.
+/// `f(inputs)`, of which nothing is kept but the value; the backward pass runs `f` again.
 ///
-/// Value, gradients and buffers have the bits of `f(x)` by itself, if `f` is a function of `x` and of the tensors and
-/// `buffers` that it holds, and uses `x` and each variable once; otherwise the parts of a gradient may be added in
-/// another order. The variables that `f` holds need not be listed: they are found in the graph of the first run.
+/// Value, gradients and buffers have the bits of `f(inputs)` by itself, if `f` is a function of these and of the tensors
+/// and `buffers` that it holds, and uses each input and each variable once; otherwise the parts of a gradient may be added
+/// in another order. The variables that `f` holds need not be listed: they are found in the graph of the first run. What
+/// several such parts of a network share and is no variable must be an input, or each part goes back through it by
+/// itself.
 ///
 /// `buffers` are the variables that `f` changes, such as running statistics: the second run starts from their values
 /// before the first one and leaves those that they have now. One that is not listed is changed twice.
 ///
-/// Elsewhere than on the CPU this is `f(x)` and saves nothing.
+/// Elsewhere than on the CPU this is `f(inputs)` and saves nothing.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -27,7 +29,7 @@ use crate::storage::{Element, dispatch};
 /// let params = Params::new(0, DType::F32, &Device::Cpu);
 /// let layer = Linear::new(4, 16, LinearConfig::default(), &params.root())?;
 /// let x = Tensor::ones((2, 4), DType::F32, &Device::Cpu)?;
-/// let y = recompute(&x, &[], move |x| gelu(&layer.forward(x)?))?;
+/// let y = recompute(&[&x], &[], move |inputs| gelu(&layer.forward(&inputs[0])?))?;
 /// let gradients = y.sum_all()?.backward()?;
 /// assert!(params.trainable().iter().all(|(_, var)| gradients.get(var).is_some()));
 /// # Ok::<(), candle_core::Error>(())
@@ -36,18 +38,19 @@ use crate::storage::{Element, dispatch};
 /// # Errors
 /// Those of `f`, which the backward pass may return as well, or if the result is neither `f32` nor `f64`.
 pub fn recompute(
-    x: &Tensor,
+    inputs: &[&Tensor],
     buffers: &[Var],
-    f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+    f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        return f(x);
+    let given: Vec<Tensor> = inputs.iter().map(|input| (*input).clone()).collect();
+    if !given.iter().all(|input| input.device().is_cpu()) {
+        return f(&given);
     }
     let before = copies(buffers)?;
-    let y = f(&x.detach())?;
-    let mut inputs = vec![x.clone()];
-    inputs.extend(variables(&y));
-    let second = Second { inputs, buffers: buffers.to_vec(), before, f };
+    let y = f(&given.iter().map(Tensor::detach).collect::<Vec<_>>())?;
+    let mut all = given.clone();
+    all.extend(variables(&y));
+    let second = Second { inputs: all, given: given.len(), buffers: buffers.to_vec(), before, f };
     dispatch!(y.dtype(), "recompute", T => {
         let (value, shape) = (y.flatten_all()?.to_vec1::<T>()?, y.shape().clone());
         drop(y);
@@ -59,22 +62,28 @@ pub fn recompute(
 
 /// All that the second run needs.
 struct Second<F> {
-    /// `x`, and the variables that `f` holds.
+    /// What `f` is given, and the variables that it holds.
     inputs: Vec<Tensor>,
+    /// How many of these are given.
+    given: usize,
     buffers: Vec<Var>,
     /// The buffers' values before the first run.
     before: Vec<Tensor>,
     f: F,
 }
 
-impl<F: Fn(&Tensor) -> Result<Tensor>> Second<F> {
+impl<F: Fn(&[Tensor]) -> Result<Tensor>> Second<F> {
     /// The gradients of the inputs for that of the value.
     fn gradients<T: Element>(&self, dy: &Tensor) -> Result<Gradients> {
-        let value = self.inputs[0].detach();
-        let x = if self.inputs[0].track_op() { Var::from_tensor(&value)?.into_inner() } else { value };
-        let y = self.run(&x)?;
+        let (given, held) = self.inputs.split_at(self.given);
+        let given = given.iter().map(|input| match input.track_op() {
+            true => Ok(Var::from_tensor(&input.detach())?.into_inner()),
+            false => Ok(input.detach()),
+        });
+        let given: Vec<Tensor> = given.collect::<Result<_>>()?;
+        let y = self.run(&given)?;
         let mut found = y.apply_op1(Start::<T> { dy: dy.clone(), zero: T::ZERO })?.backward()?;
-        let inputs = std::iter::once(&x).chain(&self.inputs[1..]).map(|input| {
+        let inputs = given.iter().chain(held).map(|input| {
             // What `f` does not look at has none.
             let gradient = || found.remove(input).map_or_else(|| input.zeros_like(), Ok);
             input.track_op().then(gradient).transpose()
@@ -83,9 +92,9 @@ impl<F: Fn(&Tensor) -> Result<Tensor>> Second<F> {
     }
 
     /// Runs `f` from the buffers' former values and leaves them as they were.
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
+    fn run(&self, given: &[Tensor]) -> Result<Tensor> {
         let now = copies(&self.buffers)?;
-        let y = set(&self.buffers, &self.before).and_then(|()| (self.f)(x));
+        let y = set(&self.buffers, &self.before).and_then(|()| (self.f)(given));
         let restored = set(&self.buffers, &now);
         let y = y?;
         restored.map(|()| y)
@@ -155,6 +164,11 @@ mod tests {
         std::iter::once(bits(loss)).chain(own).chain(buffers).collect()
     }
 
+    /// `f` of the only input.
+    fn first(f: impl Fn(&Tensor) -> Result<Tensor>) -> impl Fn(&[Tensor]) -> Result<Tensor> {
+        move |inputs| f(&inputs[0])
+    }
+
     fn weighted(y: &Tensor) -> Tensor {
         (y * sample("dy", y.dims())).unwrap().sum_all().unwrap()
     }
@@ -179,7 +193,7 @@ mod tests {
             let x = Var::from_tensor(&sample("x", &[2, 5, 6, 3])).unwrap();
             // Twice, so that the buffers of the first run are not those of the start.
             let both = (0..2).map(|_| {
-                let y = if again { recompute(&x, &buffers, block.clone()) } else { block(&x) };
+                let y = if again { recompute(&[&x], &buffers, first(block.clone())) } else { block(&x) };
                 outcome(&weighted(&y.unwrap()), &x, &params)
             });
             both.collect::<Vec<_>>()
@@ -200,7 +214,7 @@ mod tests {
                 let block = if frozen { block.frozen() } else { block };
                 let block = move |x: &Tensor| block.forward(x, &BlockOptions::default());
                 let x = Var::from_tensor(&sample("x", &[3, 5, 12])).unwrap();
-                let y = if again { recompute(&x, &[], block) } else { block(&x) }.unwrap();
+                let y = if again { recompute(&[&x], &[], first(block)) } else { block(&x) }.unwrap();
                 outcome(&weighted(&y), &x, &params)
             };
             let (plain, again) = (run(false), run(true));
@@ -220,10 +234,28 @@ mod tests {
             params.get("w").unwrap().set(&(&w * 8.0).unwrap().round().unwrap().detach()).unwrap();
             let (inner, outer) = (w.clone(), x.as_tensor().clone());
             let f = move |x: &Tensor| (x.matmul(&inner)? + (x * &inner)?)? + (x + &outer)?;
-            let call = |x: &Tensor| if again { recompute(x, &[], f.clone()) } else { f(x) }.unwrap();
+            let call =
+                |x: &Tensor| if again { recompute(&[x], &[], first(f.clone())) } else { f(x) }.unwrap();
             let (a, b) = (call(&x), call(&x.t().unwrap()));
             let all = (((a + &b).unwrap() + call(&b)).unwrap() + x.as_tensor()).unwrap();
             outcome(&((all + w).unwrap().sum_all().unwrap()), &x, &params)
+        };
+        assert_eq!(run(false), run(true));
+    }
+
+    #[test]
+    fn what_two_parts_share_has_the_bits_of_the_whole_in_its_gradient() {
+        let run = |again: bool| {
+            let params = Params::new(0, DType::F32, &CPU);
+            let w = params.root().trainable("w", (4, 4), Init::Normal { std: 1.0 }).unwrap();
+            let x = Var::from_tensor(&sample("x", &[4, 4])).unwrap();
+            let shared = w.sqr().unwrap();
+            let f = |inputs: &[Tensor]| inputs[0].matmul(&inputs[1]);
+            let call = |x: &Tensor| match again {
+                true => recompute(&[x, &shared], &[], f).unwrap(),
+                false => f(&[x.clone(), shared.clone()]).unwrap(),
+            };
+            outcome(&weighted(&call(&call(&call(&x)))), &x, &params)
         };
         assert_eq!(run(false), run(true));
     }
@@ -238,7 +270,7 @@ mod tests {
             held.set(&(&value * 2.0)?)?;
             x * value
         };
-        let y = recompute(&x, std::slice::from_ref(&buffer), f).unwrap();
+        let y = recompute(&[&x], std::slice::from_ref(&buffer), first(f)).unwrap();
         buffer.set(&Tensor::new(100f32, &CPU).unwrap()).unwrap();
         for _ in 0..2 {
             let gradients = y.backward().unwrap();
@@ -259,7 +291,7 @@ mod tests {
                 _ => bail!("not again"),
             }
         };
-        let y = recompute(&x, std::slice::from_ref(&buffer), f).unwrap();
+        let y = recompute(&[&x], std::slice::from_ref(&buffer), first(f)).unwrap();
         buffer.set(&Tensor::new(5f32, &CPU).unwrap()).unwrap();
         assert!(y.backward().unwrap_err().to_string().contains("not again"));
         assert_eq!(buffer.to_scalar::<f32>().unwrap(), 5.0);
@@ -268,10 +300,10 @@ mod tests {
     #[test]
     fn without_variables_there_is_no_graph() {
         let x = sample("x", &[2, 3]);
-        assert!(!recompute(&x, &[], |x| x.sqr()).unwrap().track_op());
+        assert!(!recompute(&[&x], &[], first(Tensor::sqr)).unwrap().track_op());
         // What is not looked at gets zeros.
         let x = Var::from_tensor(&x).unwrap();
-        let y = recompute(&x, &[], |x| x.zeros_like()).unwrap();
+        let y = recompute(&[&x], &[], first(Tensor::zeros_like)).unwrap();
         assert!(bits(y.backward().unwrap().get(&x).unwrap()).iter().all(|bits| *bits == 0));
     }
 }

@@ -42,6 +42,8 @@ pub(crate) const EMBEDDED: &[(&str, &str)] = &[
     ("simmim-cifar10", include_str!("../recipes/simmim-cifar10.toml")),
     ("simmim-imagenette", include_str!("../recipes/simmim-imagenette.toml")),
     ("simmim-imagenet", include_str!("../recipes/simmim-imagenet.toml")),
+    ("simmim-swin-fashion-mnist", include_str!("../recipes/simmim-swin-fashion-mnist.toml")),
+    ("simmim-swin-imagenet", include_str!("../recipes/simmim-swin-imagenet.toml")),
     ("beit-fashion-mnist", include_str!("../recipes/beit-fashion-mnist.toml")),
     ("beit-cifar10", include_str!("../recipes/beit-cifar10.toml")),
     ("beit-imagenette", include_str!("../recipes/beit-imagenette.toml")),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ssl_augment::MultiView;
 use ssl_backbones::BackboneConfig;
-use ssl_methods::MethodConfig;
+use ssl_methods::{MethodConfig, TrainingData};
 use toml::{Table, Value};
 
 use crate::augment_config::{self, AugmentConfig};
@@ -207,6 +207,11 @@ impl Recipe {
         let mut sizes = own.sizes();
         sizes.extend(of_partners.iter().flat_map(MultiView::sizes));
         Ok(sizes)
+    }
+
+    /// What the method is told of `images` images to train on.
+    pub fn training_data(&self, images: usize) -> TrainingData {
+        TrainingData { images, mean: self.augment.mean, std: self.augment.std }
     }
 
     /// All keys with their defaults, for the variants that `layer` names.

@@ -39,7 +39,7 @@ impl Trainer {
     /// Builds the network and its optimiser, and checks that the views are those that the method takes.
     pub(crate) fn new(recipe: &Recipe, images: usize, device: &Device) -> Result<Self> {
         let params = Params::new(recipe.seed, DType::F32, device);
-        let method = recipe.method.build(&recipe.backbone, &params, images)?;
+        let method = recipe.method.build(&recipe.backbone, &params, &recipe.training_data(images))?;
         let (found, wanted) = (recipe.view_sizes()?.len(), method.num_views());
         if !wanted.contains(&found) {
             let wanted = match (wanted.start(), wanted.end()) {

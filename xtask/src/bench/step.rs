@@ -4,7 +4,9 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use ssl_vision::augment::random::uniform;
 use ssl_vision::backbones::{BackboneConfig, Stem, VitOptions};
-use ssl_vision::methods::{Batch, DinoConfig, MaeConfig, MethodConfig, SimClrConfig, StepContext};
+use ssl_vision::methods::{
+    Batch, DinoConfig, MaeConfig, MethodConfig, SimClrConfig, StepContext, TrainingData,
+};
 use ssl_vision::nn::{Params, Probe, Purpose, rng};
 use ssl_vision::train::{Gradients, Optimizer, OptimizerConfig, Rates};
 
@@ -140,7 +142,8 @@ fn recompute(config: BackboneConfig) -> candle_core::Result<BackboneConfig> {
 impl Step {
     fn timing(&self) -> Result<Timing> {
         let params = Params::new(0, DType::F32, &Device::Cpu);
-        let mut method = (self.method)().build(&(self.backbone)()?, &params, self.batch)?;
+        let data = TrainingData { images: self.batch, mean: [0.5; 3], std: [0.25; 3] };
+        let mut method = (self.method)().build(&(self.backbone)()?, &params, &data)?;
         let trainable = params.trainable();
         let adamw = OptimizerConfig::named("adamw").context("adamw")?;
         let mut optimizer = Optimizer::new(&adamw, &trainable)?;

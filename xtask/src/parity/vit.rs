@@ -1,10 +1,10 @@
-//! Vision transformers of the library transformers: DINOv2, and MAE, BEiT and SimMIM with their losses.
+//! Transformers of the library transformers: DINOv2, and MAE, BEiT and SimMIM with their losses, SimMIM with Swin too.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use ssl_vision::backbones::{
-    MaeDecoderConfig, MaskedPatches, Place, RelativePositions, Vit, VitConfig, VitMlp, VitNames, VitOptions,
-    VitPass, patch_pixels, sin_cos_positions,
+    MaeDecoderConfig, MaskedPatches, Place, RelativePositions, SwinConfig, Vit, VitConfig, VitMlp, VitNames,
+    VitOptions, VitPass, patch_pixels, sin_cos_positions,
 };
 use ssl_vision::nn::{cross_entropy, linear};
 
@@ -15,11 +15,12 @@ use super::store::Store;
 
 pub(crate) fn run(case: &Case<'_>, check: &mut Check<'_>) -> Result<bool> {
     type Judge = fn(&Case<'_>, &mut Check<'_>) -> Result<()>;
-    let kinds: [(&str, Judge); 5] = [
+    let kinds: [(&str, Judge); 6] = [
         ("Dinov2Model", dinov2),
         ("ViTMAEForPreTraining", mae),
         ("BeitForMaskedImageModeling", beit),
         ("ViTForMaskedImageModeling", simmim),
+        ("SwinForMaskedImageModeling", simmim_of_swin),
         ("get_2d_sine_cosine_positional_embedding", positions),
     ];
     let origin = case.entry.origin.as_str();
@@ -145,20 +146,58 @@ fn simmim(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
     let store = store.filled(check, |theirs| VitNames::TransformersVit.place(theirs))?;
     let x = Var::from_tensor(case.tensor("in.x")?)?;
     let patches = masked_patches(case, &store, &vit, &x, "vit.embeddings.mask_token")?;
+    hidden_pixels(case, check, &store, (&x, &patches))
+}
+
+/// Judges the pixels of masked patches, from tokens that have joined several of them.
+fn simmim_of_swin(case: &Case<'_>, check: &mut Check<'_>) -> Result<()> {
+    let heads: Vec<usize> = case.params.get("num_heads")?;
+    let config = SwinConfig {
+        image_size: case.params.get("image_size")?,
+        patch_size: case.params.get("patch_size")?,
+        dim: case.params.get("embed_dim")?,
+        depths: case.params.get("depths")?,
+        heads: *heads.first().context("no heads")?,
+        window: case.params.get("window_size")?,
+        ..SwinConfig::swin_tiny()
+    };
+    let store = Store::new(case);
+    let swin = config.build(&store.params.root())?;
+    let store = store.filled(check, place_in_swin)?;
+    let x = Var::from_tensor(case.tensor("in.x")?)?;
+    let token = store.weight("swin.embeddings.mask_token")?;
+    let masked = MaskedPatches { mask: case.tensor("in.mask")?, token: &token };
+    let tokens = swin.feature_map(&x, Some(masked), None)?;
+    hidden_pixels(case, check, &store, (&x, &tokens))
+}
+
+/// Judges the image that SimMIM's decoder makes of tokens `(B, N, d)`, and its absolute error where the mask of the
+/// patches is not 0.
+fn hidden_pixels(
+    case: &Case<'_>,
+    check: &mut Check<'_>,
+    store: &Store<'_>,
+    (x, tokens): (&Var, &Tensor),
+) -> Result<()> {
     let (head, bias) = (store.weight("decoder.0.weight")?, store.weight("decoder.0.bias")?);
-    let pixels = linear(&patches, &head.flatten_from(1)?, Some(&bias), None)?;
-    let (batch, side, p) = (x.dim(0)?, config.grid(), config.patch_size);
-    let images = |pixels: &Tensor, channels: usize| {
-        let pixels = pixels.reshape((batch, side, side, channels, p, p))?.permute((0, 3, 1, 4, 2, 5))?;
-        pixels.reshape((batch, channels, side * p, side * p))
+    let pixels = linear(tokens, &head.flatten_from(1)?, Some(&bias), None)?;
+    let (batch, _, size, _) = x.dims4()?;
+    // From a square of values for each place of a grid to an image.
+    let images = |values: &Tensor, channels: usize| {
+        let side = values.dim(1)?.isqrt();
+        let p = size / side;
+        let values = values.reshape((batch, side, side, channels, p, p))?.permute((0, 3, 1, 4, 2, 5))?;
+        values.reshape((batch, channels, size, size))
     };
     let pixels = images(&pixels, 3)?;
     check.tensor("out.reconstruction", &pixels)?;
     let mask = case.tensor("in.mask")?.to_dtype(DType::F32)?;
-    let mask = images(&mask.unsqueeze(2)?.broadcast_as((batch, side * side, p * p))?.contiguous()?, 1)?;
+    let patches = mask.dim(1)?;
+    let each = size * size / patches;
+    let mask = images(&mask.unsqueeze(2)?.broadcast_as((batch, patches, each))?.contiguous()?, 1)?;
     let off = (x.as_tensor() - pixels)?.abs()?.broadcast_mul(&mask)?.sum_all()?;
     let loss = ((off / (mask.sum_all()? + 1e-5)?)? / 3.0)?;
-    store.judge(check, &x, &loss)
+    store.judge(check, x, &loss)
 }
 
 /// Judges tables of fixed positions.
@@ -220,4 +259,39 @@ fn place_in_mae(theirs: &str) -> Option<Place> {
         }
         _ => Some(Place { name: rest.to_owned(), part: 0, parts: 1 }),
     }
+}
+
+/// Places in a Swin Transformer; what joins two stages is counted to the first of them there.
+fn place_in_swin(theirs: &str) -> Option<Place> {
+    let whole = |name: String| Some(Place { name, part: 0, parts: 1 });
+    let name = theirs.strip_prefix("swin.")?;
+    if let Some(rest) = name.strip_prefix("embeddings.norm.") {
+        return whole(format!("patch_embed.norm.{rest}"));
+    }
+    if let Some(rest) = name.strip_prefix("embeddings.patch_embeddings.projection.") {
+        return whole(format!("patch_embed.proj.{rest}"));
+    }
+    if let Some(rest) = name.strip_prefix("layernorm.") {
+        return whole(format!("norm.{rest}"));
+    }
+    let (stage, rest) = name.strip_prefix("encoder.layers.")?.split_once('.')?;
+    if rest.starts_with("downsample.") {
+        return whole(format!("layers.{}.{rest}", stage.parse::<usize>().ok()? + 1));
+    }
+    let (block, rest) = rest.strip_prefix("blocks.")?.split_once('.')?;
+    let place = format!("layers.{stage}.blocks.{block}");
+    for (part, theirs) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
+        if let Some(kind) = rest.strip_prefix(&format!("attention.{theirs}.")) {
+            return Some(Place { name: format!("{place}.attn.qkv.{kind}"), part, parts: 3 });
+        }
+    }
+    let renamed = [
+        ("attention.o_proj", "attn.proj"),
+        ("attention.relative_position_bias.", "attn."),
+        ("layernorm_before", "norm1"),
+        ("layernorm_after", "norm2"),
+        ("mlp.", "mlp."),
+    ];
+    let (theirs, ours) = renamed.into_iter().find(|(theirs, _)| rest.starts_with(theirs))?;
+    whole(format!("{place}.{ours}{}", &rest[theirs.len()..]))
 }

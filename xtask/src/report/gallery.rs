@@ -69,7 +69,7 @@ pub(super) fn of_views(recipe: &Recipe, images: &Images) -> anyhow::Result<Secti
 pub(super) fn of_checkpoint(checkpoint: Checkpoint, images: Images) -> anyhow::Result<Vec<Section>> {
     let recipe = checkpoint.recipe.clone();
     let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
-    let method = recipe.method.build(&recipe.backbone, &params, images.train.len())?;
+    let method = recipe.method.build(&recipe.backbone, &params, &recipe.training_data(images.train.len()))?;
     params.load(&checkpoint.params)?;
     let trained = Trained { recipe, checkpoint, method, images };
     let mut seen = vec![seen_views(&trained.recipe, &trained.images)?];
@@ -118,11 +118,10 @@ fn tokens(trained: &Trained) -> anyhow::Result<Vec<Picture>> {
     let first: Vec<usize> = (0..IMAGES.min(set.len())).collect();
     let shown = Shown::load(set, &first, recipe.augment.size, &normalize)?;
     let mut pictures = Vec::new();
-    if recipe.backbone.vision_transformer().is_ok() {
-        let prefix = recipe.method.encoder_prefix();
-        let own = checkpoint.params.iter();
-        let own = own.filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())));
-        let vit = inspect::transformer(&recipe.backbone, own)?;
+    let prefix = recipe.method.encoder_prefix();
+    let own = checkpoint.params.iter();
+    let own = own.filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())));
+    if let Some(vit) = inspect::transformer(&recipe.backbone, own)? {
         let caption = "Where each head of the last block looks.";
         pictures.push(picture(&inspect::attention(&vit, &shown)?, caption)?);
         let caption = "Patches in the colours of their first three principal components.";

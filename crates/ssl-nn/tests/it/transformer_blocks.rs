@@ -16,10 +16,15 @@ use crate::differences::{
 fn attention_with_bias_and_hidden_keys_in_value_and_gradient() {
     for (case, mut rng) in (0..).zip(cases(105, 40)) {
         let (heads, width) = (1 + below(&mut rng, 3), 1 + below(&mut rng, 5));
-        let (b, n) = (1 + below(&mut rng, 3), 2 + below(&mut rng, 40));
+        let (turns, n) = (1 + below(&mut rng, 3), 2 + below(&mut rng, 40));
+        let b = turns * (1 + below(&mut rng, 3));
         let x = Var::from_tensor(&(uniform(&mut rng, &[b, n, 3 * heads * width]) * 2.0).unwrap()).unwrap();
-        let shared = below(&mut rng, 2) == 0;
-        let bias = Var::from_tensor(&uniform(&mut rng, &[if shared { 1 } else { heads }, n, n])).unwrap();
+        let shape = match below(&mut rng, 3) {
+            0 => vec![1, n, n],
+            1 => vec![heads, n, n],
+            _ => vec![turns, heads, n, n],
+        };
+        let bias = Var::from_tensor(&uniform(&mut rng, &shape)).unwrap();
         // The first token is always seen.
         let seen: Vec<u8> = (0..b * n).map(|i| u8::from(i % n == 0 || below(&mut rng, 3) > 0)).collect();
         let keys = Tensor::from_vec(seen, (b, n), &Device::Cpu).unwrap();
@@ -48,7 +53,9 @@ fn a_causal_bias_hides_what_comes_later() {
     assert_close(&y.narrow(1, 0, 3).unwrap().contiguous().unwrap(), &first, 1e-14);
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F64, &Device::Cpu).unwrap();
     for (bias, keys, part) in [
-        (Some(zeros(&[3, 5, 5])), None, "(2 or 1, 5, 5), got [3, 5, 5]"),
+        (Some(zeros(&[3, 5, 5])), None, "(2 or 1, 5, 5) or (a divisor of 1, 2, 5, 5), got [3, 5, 5]"),
+        (Some(zeros(&[2, 2, 5, 5])), None, "got [2, 2, 5, 5]"),
+        (Some(zeros(&[1, 1, 5, 5])), None, "got [1, 1, 5, 5]"),
         (Some(zeros(&[2, 5, 5]).to_dtype(DType::F32).unwrap()), None, "of type F32"),
         (None, Some(zeros(&[1, 5])), "keys (1, 5) of type U8, got [1, 5] of F64"),
     ] {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use ssl_backbones::BackboneConfig;
-use ssl_methods::{Batch, Method, MethodConfig, StepContext};
+use ssl_methods::{Batch, Method, MethodConfig, StepContext, TrainingData};
 use ssl_nn::Params;
 use ssl_train::{Gradients, Optimizer, OptimizerConfig, Rates};
 
@@ -260,7 +260,8 @@ impl Run {
 /// The method of the reference with the weights it starts from.
 fn build(golden: &Golden, images: usize) -> (Params, Box<dyn Method>) {
     let params = Params::new(0, DType::F32, &Device::Cpu);
-    let method = golden.case.method.build(&golden.backbone(), &params, images).unwrap();
+    let data = TrainingData { images, mean: [0.5; 3], std: [0.25; 3] };
+    let method = golden.case.method.build(&golden.backbone(), &params, &data).unwrap();
     let weights = params.all().into_iter().map(|(name, var)| {
         let given = golden.tensors.get(&format!("start.{name}")).cloned();
         let weights = given.unwrap_or_else(|| pattern(&name, var.dims(), var.dtype()));
