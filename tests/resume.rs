@@ -25,6 +25,7 @@ fn recipe_of(method: &str, more: &[(&str, &str)]) -> Recipe {
         ("train.max_steps", "25"),
         ("schedule.warmup_epochs", "0.1"),
         ("checkpoint.every_steps", "4"),
+        ("measure.every_epochs", "1"),
         ("measure.images", "32"),
         ("measure.views", "2"),
     ];
