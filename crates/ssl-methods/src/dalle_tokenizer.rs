@@ -63,7 +63,7 @@ impl DalleTokenizer {
     /// `patch` of images that are normalised as `data` says.
     ///
     /// # Errors
-    /// If the file cannot be read, lacks a tensor, has others, or one is not of its shape.
+    /// If `patch` is 0, or the file cannot be read, lacks a tensor, has others, or one is not of its shape.
     pub fn read(path: &Path, patch: usize, data: &TrainingData, device: &Device) -> Result<Self> {
         let file = TensorFile::read_foreign(path, device).map_err(Error::wrap)?;
         let named = |e: Error| Error::Msg(format!("{}: {e}", path.display()));
@@ -71,6 +71,9 @@ impl DalleTokenizer {
     }
 
     fn of(tensors: BTreeMap<String, Tensor>, patch: usize, data: &TrainingData) -> Result<Self> {
+        if patch == 0 {
+            bail!("tokenizer: patches of 0 pixels, must be at least 1");
+        }
         let blocks = |group: usize| {
             let block = |i: usize| format!("blocks.group_{group}.block_{i}.");
             (1..).take_while(|i| tensors.keys().any(|name| name.starts_with(&block(*i)))).map(block).collect()
@@ -279,6 +282,8 @@ mod tests {
         assert!(
             error(&narrow).contains("conv_2` has weights [2, 1, 3, 3] and biases [2], expected (2, 2, 3, 3)")
         );
+        let nothing = DalleTokenizer::of(weights(), 0, &data()).unwrap_err().to_string();
+        assert!(nothing.contains("patches of 0 pixels"), "{nothing}");
         let path = Path::new(FOLDER).join("none.safetensors");
         let error = DalleTokenizer::read(&path, 8, &data(), &Device::Cpu).unwrap_err().to_string();
         assert!(error.contains("none.safetensors"), "{error}");
