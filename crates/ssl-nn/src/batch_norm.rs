@@ -129,20 +129,27 @@ impl BatchNorm {
 
     /// The normalisation of `z` (rows, channels): by its own statistics, which are tracked, or by the running ones.
     pub(crate) fn channel_norm<T: Element>(&self, z: &[T], train: bool) -> Result<ChannelNorm<T>> {
-        let statistics = if train {
-            let channels = self.weight.elem_count();
-            if z.len() < 2 * channels {
-                bail!(
-                    "batch norm: training needs at least two values per channel, got {}",
-                    z.len() / channels
-                );
+        let channels = self.weight.elem_count();
+        self.channel_norm_by(train.then(|| Statistics::measure(z, channels)), z.len() / channels)
+    }
+
+    /// The normalisation by the statistics of a batch of so many rows, which are tracked, or by the running ones.
+    pub(crate) fn channel_norm_by<T: Element>(
+        &self,
+        batch: Option<Statistics>,
+        rows: usize,
+    ) -> Result<ChannelNorm<T>> {
+        let train = batch.is_some();
+        let statistics = match batch {
+            Some(_) if rows < 2 => {
+                bail!("batch norm: training needs at least two values per channel, got {rows}")
             }
-            let batch = Statistics::measure(z, channels);
-            let tensor = |v: &[f64]| Tensor::new(v, self.weight.device())?.to_dtype(self.weight.dtype());
-            self.track(&tensor(&batch.mean)?, &tensor(&batch.var)?, z.len() / channels)?;
-            batch
-        } else {
-            Statistics { mean: to_f64(&self.running_mean)?, var: to_f64(&self.running_var)? }
+            Some(batch) => {
+                let tensor = |v: &[f64]| Tensor::new(v, self.weight.device())?.to_dtype(self.weight.dtype());
+                self.track(&tensor(&batch.mean)?, &tensor(&batch.var)?, rows)?;
+                batch
+            }
+            None => Statistics { mean: to_f64(&self.running_mean)?, var: to_f64(&self.running_var)? },
         };
         let (weight, bias) = (reader(&self.weight), reader(&self.bias));
         Ok(ChannelNorm::new(&statistics, self.config.eps, weight.slice()?, bias.slice()?, train))

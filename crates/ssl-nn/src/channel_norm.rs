@@ -3,6 +3,8 @@
 //! Rows are taken in chunks that the cache holds. Sums over a chunk are merged in the order of the chunks, in `f64`, so
 //! that they depend neither on the number of threads nor much on rounding.
 
+use std::sync::{Mutex, PoisonError};
+
 use rayon::prelude::*;
 
 use crate::activation::rectify;
@@ -32,14 +34,47 @@ pub(crate) struct Statistics {
 }
 
 impl Statistics {
-    /// Measures `z` in one pass over memory: two passes over each chunk while the cache holds it.
+    /// Measures `z` in one pass over memory.
     pub(crate) fn measure<T: Element>(z: &[T], channels: usize) -> Self {
-        let chunks: Vec<_> = z.par_chunks(chunk(channels)).map(|z| chunk_moments(z, channels)).collect();
-        let (mut mean, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+        let (measure, chunk) = (Measure::new(channels), chunk(channels));
+        z.par_chunks(chunk).enumerate().for_each(|(i, z)| measure.add(i * chunk, z));
+        measure.finish()
+    }
+}
+
+/// Measures a tensor whose parts come one by one, in any order, from any thread: two passes over each chunk while the
+/// cache holds it.
+pub(crate) struct Measure<T> {
+    channels: usize,
+    /// Of each chunk the place of its first element and its moments.
+    chunks: Mutex<Vec<(usize, Moments<T>)>>,
+}
+
+/// Number of rows, sums, and sums of squared distances from the mean.
+type Moments<T> = (f64, Vec<T>, Vec<T>);
+
+impl<T: Element> Measure<T> {
+    pub(crate) fn new(channels: usize) -> Self {
+        Self { channels, chunks: Mutex::default() }
+    }
+
+    /// Measures the rows that begin at element `start`.
+    pub(crate) fn add(&self, start: usize, rows: &[T]) {
+        let chunk = chunk(self.channels);
+        let of = |(i, z): (usize, &[T])| (start + i * chunk, chunk_moments(z, self.channels));
+        let chunks: Vec<_> = rows.chunks(chunk).enumerate().map(of).collect();
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).extend(chunks);
+    }
+
+    /// The statistics of all parts, which do not depend on the order in which these came.
+    pub(crate) fn finish(self) -> Statistics {
+        let mut chunks = self.chunks.into_inner().unwrap_or_else(PoisonError::into_inner);
+        chunks.sort_unstable_by_key(|(start, _)| *start);
+        let (mut mean, mut squares) = (vec![0.0; self.channels], vec![0.0; self.channels]);
         let mut seen = 0.0;
-        for (rows, sum, centred) in chunks {
+        for (_, (rows, sum, centred)) in chunks {
             let total = seen + rows;
-            for c in 0..channels {
+            for c in 0..self.channels {
                 // Chan, Golub and LeVeque (1979).
                 let delta = sum[c].to_f64() / rows - mean[c];
                 mean[c] += delta * rows / total;
@@ -47,12 +82,11 @@ impl Statistics {
             }
             seen = total;
         }
-        Self { mean, var: squares.into_iter().map(|s| s / seen).collect() }
+        Statistics { mean, var: squares.into_iter().map(|s| s / seen).collect() }
     }
 }
 
-/// Number of rows, sums, and sums of squared distances from the chunk's mean.
-fn chunk_moments<T: Element>(z: &[T], channels: usize) -> (f64, Vec<T>, Vec<T>) {
+fn chunk_moments<T: Element>(z: &[T], channels: usize) -> Moments<T> {
     let rows = (z.len() / channels) as f64;
     let (mut sum, mut squares) = (vec![T::ZERO; channels], vec![T::ZERO; channels]);
     vectorised!({
@@ -124,9 +158,12 @@ impl<T: Element> ChannelNorm<T> {
 
     #[inline(always)]
     fn block<const FULL: bool>(&self, start: usize, end: usize) -> Block<T> {
-        let [mean, scale, shift] =
-            [&self.mean, &self.scale, &self.shift].map(|v| get::<FULL, _>(&v[start..end]));
-        Block { mean, scale, shift }
+        // Not by `map` over an array, of which the compiler makes a call for each copy.
+        Block {
+            mean: get::<FULL, _>(&self.mean[start..end]),
+            scale: get::<FULL, _>(&self.scale[start..end]),
+            shift: get::<FULL, _>(&self.shift[start..end]),
+        }
     }
 
     /// The normalised values of a block of channels.
@@ -336,6 +373,25 @@ fn sum<T: Element>(mut a: Lanes<T>, b: Lanes<T>) -> Lanes<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_may_come_in_any_order() {
+        let channels = 24;
+        let z: Vec<f32> = (0..3000 * channels).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect();
+        let part = 700 * channels;
+        let measure = |order: &[usize]| {
+            let measure = Measure::new(channels);
+            order.iter().for_each(|i| measure.add(i * part, &z[i * part..z.len().min((i + 1) * part)]));
+            measure.finish()
+        };
+        let (forwards, backwards) = (measure(&[0, 1, 2, 3, 4]), measure(&[4, 2, 0, 3, 1]));
+        assert_eq!((&forwards.mean, &forwards.var), (&backwards.mean, &backwards.var));
+        let whole = Statistics::measure(&z, channels);
+        for (parts, whole) in forwards.mean.iter().zip(&whole.mean).chain(forwards.var.iter().zip(&whole.var))
+        {
+            assert!((parts - whole).abs() < 1e-5, "{parts} {whole}");
+        }
+    }
 
     #[test]
     fn moments_survive_a_large_mean_and_many_chunks() {

@@ -23,14 +23,29 @@ use crate::{weight_gradient, winograd};
 
 /// `y = conv(x, weight)`; `weight` in PyTorch's order.
 pub(crate) fn forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
-    if winograd::serves(g) {
-        let weights = Weights { data: weight, row: 9, column: 9 * g.c_in, tap: |tap| tap };
-        return winograd::convolve(g, x, weights, |_, _| ());
-    }
-    direct_forward(g, x, weight)
+    forward_then(g, x, weight, |_, _| ())
 }
 
-pub(crate) fn direct_forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
+/// [`forward`], of which `finish` gets each chunk, with the place of its first element, while the cache holds it.
+pub(crate) fn forward_then<T: Element>(
+    g: &Geometry,
+    x: &[T],
+    weight: &[T],
+    finish: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
+    if winograd::serves(g) {
+        let weights = Weights { data: weight, row: 9, column: 9 * g.c_in, tap: |tap| tap };
+        return winograd::convolve(g, x, weights, finish);
+    }
+    direct_forward(g, x, weight, finish)
+}
+
+pub(crate) fn direct_forward<T: Element>(
+    g: &Geometry,
+    x: &[T],
+    weight: &[T],
+    finish: impl Fn(usize, &mut [T]) + Sync + Send,
+) -> Vec<T> {
     // Rows: taps and input channels; columns: output channels.
     let kernel = Strided {
         data: weight,
@@ -40,7 +55,7 @@ pub(crate) fn direct_forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) ->
         row: g.taps(),
         column: g.k(),
     };
-    sweep(g, x, &Packed::strided(g.groups(), g.c_out_group(), &kernel), |_, _| ())
+    sweep(g, x, &Packed::strided(g.groups(), g.c_out_group(), &kernel), finish)
 }
 
 /// The gradient of `x`.

@@ -8,9 +8,9 @@ use candle_core::{Result, Shape, Tensor, bail};
 
 use crate::activation::{add_relu, passed};
 use crate::batch_norm::BatchNorm;
-use crate::channel_norm::{ChannelNorm, Gate};
+use crate::channel_norm::{ChannelNorm, Gate, Measure};
 use crate::conv2d::Conv2d;
-use crate::convolve::{forward, input_gradient, input_gradient_then, weight_gradient};
+use crate::convolve::{forward_then, input_gradient, input_gradient_then, weight_gradient};
 use crate::geometry::Geometry;
 use crate::graph::{Gradients, gradient, node};
 use crate::kernel::vectorised;
@@ -225,8 +225,13 @@ impl<T: Real> Chain<T> {
         let x = reader(&self.inputs[0]);
         let x = x.slice::<T>()?;
         let layer = |i: usize, g: &Geometry, unit: &ConvNorm, x: &[T]| {
-            let z = forward(g, x, reader(&self.inputs[1 + 3 * i]).slice::<T>()?);
-            let norm = unit.norm.channel_norm(&z, train)?;
+            let measure = train.then(|| Measure::new(g.c_out));
+            let z = forward_then(g, x, reader(&self.inputs[1 + 3 * i]).slice::<T>()?, |at, z| {
+                if let Some(measure) = &measure {
+                    measure.add(at, z);
+                }
+            });
+            let norm = unit.norm.channel_norm_by(measure.map(Measure::finish), g.batch * g.positions())?;
             Ok::<_, candle_core::Error>((z, norm))
         };
         let mut saved: Vec<(Vec<T>, ChannelNorm<T>)> = Vec::with_capacity(self.branch.len() + 1);

@@ -497,7 +497,10 @@ mod tests {
             let dy = values(batch * g.output_len(), 3);
             let label = format!("{g:?}");
             assert!(
-                gap(&convolve::forward(&g, &x, &weight), &convolve::direct_forward(&g, &x, &weight)) < 1e-5,
+                gap(
+                    &convolve::forward(&g, &x, &weight),
+                    &convolve::direct_forward(&g, &x, &weight, |_, _| ())
+                ) < 1e-5,
                 "{label}"
             );
             let dw = convolve::weight_gradient(&g, &x, &dy);
