@@ -37,6 +37,14 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
+    /// The same, with this method if neither a recipe nor a method was asked for.
+    pub(crate) fn or_method(mut self, method: &str) -> Self {
+        if self.recipe.is_none() && self.method.is_none() {
+            self.method = Some(method.to_owned());
+        }
+        self
+    }
+
     /// The recipe with all changes.
     pub(crate) fn recipe(&self) -> anyhow::Result<Recipe> {
         Ok(Recipe::load(self.name(), &self.overrides()?)?)

@@ -20,6 +20,7 @@ mod reproduce;
 mod sanitize;
 mod table;
 mod tidy;
+mod tokenizer;
 mod views;
 mod weights;
 
@@ -44,6 +45,7 @@ struct Cli {
 enum Command {
     Pretrain(pretrain::Pretrain),
     Views(views::Views),
+    Tokenizer(tokenizer::Tokenizer),
     Inspect(inspect::Inspect),
     Eval(eval::Eval),
     Report(report::Report),
@@ -95,6 +97,7 @@ fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Pretrain(command) => command.run(),
         Command::Views(command) => command.run(),
+        Command::Tokenizer(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Report(command) => command.run(),

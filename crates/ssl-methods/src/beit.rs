@@ -4,11 +4,12 @@
 //! the encoder predicts the codes at their places by one linear layer; the loss is the cross-entropy. There is nothing to
 //! collapse to: the codes are fixed.
 //!
-//! The paper's tokenizer is that of DALL-E ([`DalleTokenizer`]), whose weights the user must have. Without them the codes are
-//! the centres of k-means ([`KMeansTokenizer`]), learned from patches of all images before the first step; any other is a
-//! [`Tokenizer`] for [`Beit::with_tokenizer`]. Further deviations: the tokenizer sees the view of the network, for DALL-E's
-//! shrunk to 8 pixels a patch, where the official code resizes the crop twice; `mask_token` stands under the root, not within the encoder;
-//! weights start from normals that are not truncated. `prediction_gain` is the share of the loss of the best constant
+//! The paper's tokenizer is that of DALL-E ([`DalleTokenizer`](crate::DalleTokenizer)), whose weights the user must have.
+//! Without them the codes are the centres of k-means ([`KMeansTokenizer`]), learned from patches of all images before the
+//! first step or read from a file; any other is a [`Tokenizer`] for [`Beit::with_tokenizer`]. Further deviations: the
+//! tokenizer sees the view of the network, for DALL-E's shrunk to 8 pixels a patch, where the official code resizes the
+//! crop twice; `mask_token` stands under the root, not within the encoder; weights start from normals that are not
+//! truncated. `prediction_gain` is the share of the loss of the best constant
 //! prediction, the entropy of the batch's codes, that the prediction saves; both in nats make `token_information`, a lower
 //! bound of what the visible patches tell of a hidden one's code. The embeddings that are watched are the means of an
 //! image's visible patches.
@@ -25,12 +26,11 @@ use ssl_nn::{DrawsAt, Init, Linear, LinearConfig, Params, cross_entropy, permuta
 use crate::checks;
 use crate::clusters::{distinct, entropy};
 use crate::config::{Settings, TrainingData};
-use crate::dalle_tokenizer::DalleTokenizer;
 use crate::masked_encoder::{HiddenBlocks, MaskedEncoder};
 use crate::method::{Batch, Method, Reconstruction, StepContext, StepOutput};
 use crate::reconstruction::{completed, gain, mean_of_visible, vision_transformer};
 use crate::safeguard::Safeguard;
-use crate::tokenizer::{KMeansTokenizer, Tokenizer};
+use crate::tokenizer::{KMeansTokenizer, Tokenizer, read_tokenizer};
 
 /// Settings of BEiT; the defaults are the paper's for ViT-B, as far as the tokenizer allows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,7 +48,8 @@ pub struct BeitConfig {
     pub tokenizer_patches: usize,
     /// Rounds of k-means at most.
     pub tokenizer_rounds: usize,
-    /// Safetensors file with the encoder of DALL-E's autoencoder, which then gives the codes; empty for centres of k-means.
+    /// Safetensors file that gives the codes: the encoder of DALL-E's autoencoder, or centres of
+    /// [`KMeansTokenizer::write`]; empty for centres that the run learns.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tokenizer_weights: String,
 }
@@ -149,7 +150,7 @@ impl Beit {
         let (vit, images) = (backbone.vision_transformer()?, data.images);
         if !config.tokenizer_weights.is_empty() {
             let path = Path::new(&config.tokenizer_weights);
-            let tokenizer = DalleTokenizer::read(path, vit.patch_size, data, params.device())?;
+            let tokenizer = read_tokenizer(path, vit.patch_size, data, params.device())?;
             if tokenizer.codes() != config.codes {
                 bail!(
                     "beit: method.codes = {}, but {} has {} codes",
@@ -158,7 +159,7 @@ impl Beit {
                     tokenizer.codes()
                 );
             }
-            return Self::with_tokenizer(config, backbone, params, Box::new(tokenizer));
+            return Self::with_tokenizer(config, backbone, params, tokenizer);
         }
         let patches = images * vit.num_patches();
         if patches < config.codes {
@@ -180,6 +181,14 @@ impl Beit {
         tokenizer: Box<dyn Tokenizer>,
     ) -> Result<Self> {
         Self::build(config, backbone, params, Codes::Given(tokenizer))
+    }
+
+    /// The tokenizer that learns from the images of the run, if it is not another.
+    pub fn learned_tokenizer(&self) -> Option<&KMeansTokenizer> {
+        match &self.codes {
+            Codes::Learned(tokenizer, _) => Some(tokenizer),
+            Codes::Given(_) => None,
+        }
     }
 
     fn build(config: &BeitConfig, backbone: &BackboneConfig, params: &Params, codes: Codes) -> Result<Self> {
@@ -278,10 +287,7 @@ impl Method for Beit {
 
     /// Hidden patches become the centres of the codes that are predicted; `None` if these are no pixels.
     fn reconstruct(&self, batch: &Batch, context: &StepContext) -> Result<Option<Reconstruction>> {
-        let centers = match &self.codes {
-            Codes::Learned(tokenizer, _) if !self.config.normalize_patches => tokenizer.centers(),
-            _ => return Ok(None),
-        };
+        let Some(centers) = self.codes.tokenizer().appearance() else { return Ok(None) };
         let [h, mask] = self.encode(batch, context, None)?;
         let (b, n) = mask.dims2()?;
         let codes = self.head.forward(&h)?.argmax(D::Minus1)?.flatten_all()?;

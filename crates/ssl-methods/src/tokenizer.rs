@@ -1,9 +1,15 @@
 //! What turns patches into words: the targets of BEiT.
 
-use candle_core::{D, DType, Result, Tensor, Var, bail};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{D, DType, Device, Error, Result, Tensor, Var, bail};
+use ssl_backbones::TensorFile;
 use ssl_losses::{normalize_patches, patchify};
 use ssl_nn::{Init, Rng, Scope, permutation};
 
+use crate::config::TrainingData;
+use crate::dalle_tokenizer::DalleTokenizer;
 use crate::masks::uniform;
 
 /// Rows of patches that are compared with the centres at once.
@@ -27,7 +33,32 @@ pub trait Tokenizer: Send + Sync {
     /// # Errors
     /// If the images do not have the size that the tokenizer is made for, or it has learned nothing yet.
     fn tokenize(&self, images: &Tensor) -> Result<Tensor>;
+
+    /// What a patch of each code looks like, `(K, 3 p²)` normalised pixels in the order of [`patchify`], if codes are
+    /// pixels.
+    fn appearance(&self) -> Option<Tensor> {
+        None
+    }
 }
+
+/// Reads the tokenizer of a file, which is one of [`KMeansTokenizer::write`] or the encoder of DALL-E's autoencoder, for
+/// patches of side `patch` of images that are normalised as `data` says.
+pub(crate) fn read_tokenizer(
+    path: &Path,
+    patch: usize,
+    data: &TrainingData,
+    device: &Device,
+) -> Result<Box<dyn Tokenizer>> {
+    let file = TensorFile::read_foreign(path, device).map_err(Error::wrap)?;
+    Ok(if file.metadata.contains_key(NORMALIZE) {
+        Box::new(KMeansTokenizer::read(path, patch, data, device)?)
+    } else {
+        Box::new(DalleTokenizer::read(path, patch, data, device)?)
+    })
+}
+
+/// Metadata of a file of centres: whether they are those of normalised patches.
+const NORMALIZE: &str = "normalize_patches";
 
 /// Codes are the nearest of `K` centres that k-means (Lloyd's algorithm) has found among the pixels of patches.
 ///
@@ -55,6 +86,7 @@ pub struct KMeansTokenizer {
     learned: Var,
     patch: usize,
     normalize: bool,
+    fit: Option<KMeansFit>,
 }
 
 /// What k-means has found.
@@ -80,7 +112,69 @@ impl KMeansTokenizer {
         }
         let centers = scope.buffer("centers", (codes, 3 * patch * patch), Init::Const(0.0))?;
         let learned = scope.buffer("learned", 1, Init::Const(0.0))?;
-        Ok(Self { centers, learned, patch, normalize })
+        Ok(Self { centers, learned, patch, normalize, fit: None })
+    }
+
+    /// Writes its centres to a safetensors file, together with how the images were normalised: other runs read their codes
+    /// from there.
+    ///
+    /// # Errors
+    /// If it has not learned them yet, or the file system refuses.
+    pub fn write(&self, path: &Path, data: &TrainingData) -> Result<()> {
+        if !self.is_learned()? {
+            bail!("tokenizer: its centres are not learned yet");
+        }
+        let (centers, device) = (self.centers(), self.centers.device());
+        let [mean, std] = [Tensor::new(&data.mean, device)?, Tensor::new(&data.std, device)?];
+        let named = [("centers", centers), ("mean", mean), ("std", std)];
+        let tensors = named.map(|(name, tensor)| (name.to_owned(), tensor)).into();
+        let metadata = BTreeMap::from([(NORMALIZE.to_owned(), self.normalize.to_string())]);
+        TensorFile { tensors, metadata }.write(path).map_err(Error::wrap)
+    }
+
+    /// Reads the centres that [`KMeansTokenizer::write`] wrote, for patches of side `patch` of images that are normalised
+    /// as `data` says.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or was written for patches of another size or images normalised otherwise.
+    pub fn read(path: &Path, patch: usize, data: &TrainingData, device: &Device) -> Result<Self> {
+        let mut file = TensorFile::read(path, device).map_err(Error::wrap)?;
+        let mut take = |name: &str| {
+            let lacking = || Error::Msg(format!("{}: lacks `{name}` of a tokenizer", path.display()));
+            file.tensors.remove(name).ok_or_else(lacking)
+        };
+        let (centers, mean, std) = (take("centers")?, take("mean")?, take("std")?);
+        let (codes, width) = centers.dims2()?;
+        if codes == 0 || width != 3 * patch * patch {
+            bail!(
+                "{}: has {codes} codes of {width} values, but patches of {patch} pixels have {}",
+                path.display(),
+                3 * patch * patch
+            );
+        }
+        for (name, theirs, ours) in [("mean", mean, data.mean), ("std", std, data.std)] {
+            let theirs = theirs.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+            if theirs != ours {
+                bail!(
+                    "{}: was learned with augment.{name} = {theirs:?}, but this run has {ours:?}",
+                    path.display()
+                );
+            }
+        }
+        let normalize = file.metadata.get(NORMALIZE).is_some_and(|value| value == "true");
+        let centers = Var::from_tensor(&centers.to_dtype(DType::F32)?)?;
+        let learned = Var::ones(1, DType::F32, device)?;
+        Ok(Self { centers, learned, patch, normalize, fit: None })
+    }
+
+    /// What k-means has found when it learned; `None` before, and for centres that were read.
+    pub fn fit(&self) -> Option<KMeansFit> {
+        self.fit
+    }
+
+    /// Side of a patch.
+    pub fn patch(&self) -> usize {
+        self.patch
     }
 
     /// Whether it has learned its centres.
@@ -139,7 +233,9 @@ impl KMeansTokenizer {
                 let explained = 1.0 - distances.iter().sum::<f64>() / total.max(f64::MIN_POSITIVE);
                 let used = counts.iter().filter(|count| **count > 0).count();
                 self.learned.set(&self.learned.ones_like()?)?;
-                return Ok(KMeansFit { rounds: round, explained: explained.clamp(0.0, 1.0), used });
+                let fit = KMeansFit { rounds: round, explained: explained.clamp(0.0, 1.0), used };
+                self.fit = Some(fit);
+                return Ok(fit);
             }
             centers = means;
             relocate(&mut centers, &counts, &values, &distances, width);
@@ -173,6 +269,10 @@ impl Tokenizer for KMeansTokenizer {
         }
         let batch = images.dim(0)?;
         self.nearest(&self.patches(&images.detach())?)?.reshape((batch, ()))
+    }
+
+    fn appearance(&self) -> Option<Tensor> {
+        (!self.normalize).then(|| self.centers())
     }
 }
 
@@ -308,6 +408,41 @@ mod tests {
         };
         assert_eq!(learned(1), learned(1));
         assert_ne!(learned(1), learned(2));
+    }
+
+    #[test]
+    fn a_file_gives_the_same_codes_and_says_what_does_not_fit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("codes.safetensors");
+        let data = TrainingData { images: 80, mean: [0.1, 0.2, 0.3], std: [0.5; 3] };
+        let params = params();
+        let mut learned = tokenizer(4, &params);
+        assert!(learned.write(&path, &data).unwrap_err().to_string().contains("not learned yet"));
+        let fit = learned.learn(&clouds(), 30, &mut rng(0, Purpose::Mask, 0, 0, 0)).unwrap();
+        assert_eq!(learned.fit(), Some(fit));
+        learned.write(&path, &data).unwrap();
+        let images = clouds().reshape((20, 4, 3)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
+        let images = images.reshape((20, 3, 2, 2)).unwrap();
+        let read = read_tokenizer(&path, 1, &data, &Device::Cpu).unwrap();
+        let codes =
+            |tokenizer: &dyn Tokenizer| tokenizer.tokenize(&images).unwrap().to_vec2::<u32>().unwrap();
+        assert_eq!((codes(&*read), read.codes()), (codes(&learned), 4));
+        let centers = |tokenizer: &dyn Tokenizer| tokenizer.appearance().unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(centers(&*read), centers(&learned));
+        let error = |patch: usize, data: &TrainingData| match read_tokenizer(&path, patch, data, &Device::Cpu)
+        {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let size = error(2, &data);
+        assert!(
+            size.contains("codes.safetensors: has 4 codes of 3 values") && size.contains("2 pixels have 12"),
+            "{size}"
+        );
+        let other = error(1, &TrainingData { std: [0.25; 3], ..data });
+        assert!(other.contains("augment.std = [0.5, 0.5, 0.5], but this run has [0.25"), "{other}");
+        std::fs::write(&path, &std::fs::read(&path).unwrap()[..200]).unwrap();
+        assert!(error(1, &data).contains("codes.safetensors"), "{}", error(1, &data));
     }
 
     #[test]

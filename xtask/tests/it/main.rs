@@ -12,5 +12,6 @@ mod parity;
 mod report;
 mod reproduce;
 mod sanitize;
+mod tokenizer;
 mod views;
 mod weights;
