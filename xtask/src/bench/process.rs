@@ -17,6 +17,8 @@ pub(super) fn ours(case: &Case, threads: usize) -> Result<Sample> {
     command.args(["bench", "--child", &case.id, "--threads", &threads.to_string()]);
     // candle's matrix multiplication takes as many threads as this says, whatever the size of the pool.
     command.env("RAYON_NUM_THREADS", threads.to_string());
+    // As .cargo/config.toml has it for `cargo xtask`, also where this program was started without cargo.
+    command.env("MIMALLOC_PURGE_DELAY", "-1").env("CANDLE_NUM_THREADS", "1");
     Sample::from_json(&output(command, &[])?)
 }
 
