@@ -61,7 +61,7 @@ if __name__ == "__main__":
         "byol",
         Byol,
         # Seeds: see simclr.py.
-        noisy_views(23, [16, 16]),
+        noisy_views(503, [16, 16]),
         method={
             "name": "byol",
             "projector_hidden": HIDDEN,

@@ -44,22 +44,22 @@ impl Statistics {
 
 /// Measures a tensor whose parts come one by one, in any order, from any thread: two passes over each chunk while the
 /// cache holds it.
-pub(crate) struct Measure<T> {
+pub(crate) struct Measure {
     channels: usize,
     /// Of each chunk the place of its first element and its moments.
-    chunks: Mutex<Vec<(usize, Moments<T>)>>,
+    chunks: Mutex<Vec<(usize, Moments)>>,
 }
 
-/// Number of rows, sums, and sums of squared distances from the mean.
-type Moments<T> = (f64, Vec<T>, Vec<T>);
+/// Number of rows, means, and sums of squared distances from them.
+type Moments = (f64, Vec<f64>, Vec<f64>);
 
-impl<T: Element> Measure<T> {
+impl Measure {
     pub(crate) fn new(channels: usize) -> Self {
         Self { channels, chunks: Mutex::default() }
     }
 
     /// Measures the rows that begin at element `start`.
-    pub(crate) fn add(&self, start: usize, rows: &[T]) {
+    pub(crate) fn add<T: Element>(&self, start: usize, rows: &[T]) {
         let chunk = chunk(self.channels);
         let of = |(i, z): (usize, &[T])| (start + i * chunk, chunk_moments(z, self.channels));
         let chunks: Vec<_> = rows.chunks(chunk).enumerate().map(of).collect();
@@ -72,13 +72,13 @@ impl<T: Element> Measure<T> {
         chunks.sort_unstable_by_key(|(start, _)| *start);
         let (mut mean, mut squares) = (vec![0.0; self.channels], vec![0.0; self.channels]);
         let mut seen = 0.0;
-        for (_, (rows, sum, centred)) in chunks {
+        for (_, (rows, own, centred)) in chunks {
             let total = seen + rows;
             for c in 0..self.channels {
                 // Chan, Golub and LeVeque (1979).
-                let delta = sum[c].to_f64() / rows - mean[c];
+                let delta = own[c] - mean[c];
                 mean[c] += delta * rows / total;
-                squares[c] += centred[c].to_f64() + delta * delta * seen * rows / total;
+                squares[c] += centred[c] + delta * delta * seen * rows / total;
             }
             seen = total;
         }
@@ -86,29 +86,31 @@ impl<T: Element> Measure<T> {
     }
 }
 
-fn chunk_moments<T: Element>(z: &[T], channels: usize) -> Moments<T> {
+fn chunk_moments<T: Element>(z: &[T], channels: usize) -> Moments {
     let rows = (z.len() / channels) as f64;
-    let (mut sum, mut squares) = (vec![T::ZERO; channels], vec![T::ZERO; channels]);
+    let mut sum = vec![T::ZERO; channels];
     vectorised!({
         for row in z.chunks_exact(channels) {
             sum.iter_mut().zip(row).for_each(|(sum, z)| *sum += *z);
         }
     });
-    let mean: Vec<T> = sum.iter().map(|sum| T::from_f64(sum.to_f64() / rows)).collect();
+    let about: Vec<T> = sum.iter().map(|sum| T::from_f64(sum.to_f64() / rows)).collect();
+    // Distances from what is nearly the mean are small, and so is the rounding of their sums.
+    let (mut rest, mut squares) = (vec![T::ZERO; channels], vec![T::ZERO; channels]);
     vectorised!({
         for row in z.chunks_exact(channels) {
-            for ((squares, z), mean) in squares.iter_mut().zip(row).zip(&mean) {
-                *squares += (*z - *mean) * (*z - *mean);
+            let sums = rest.iter_mut().zip(&mut squares);
+            for ((rest, squares), (z, about)) in sums.zip(row.iter().zip(&about)) {
+                let distance = *z - *about;
+                *rest += distance;
+                *squares += distance * distance;
             }
         }
     });
-    // The mean was rounded: take the sums about the very value that the merge will assume.
-    let exact = sum.iter().zip(&mean).zip(&mut squares);
-    exact.for_each(|((sum, mean), squares)| {
-        let error = sum.to_f64() / rows - mean.to_f64();
-        *squares = T::from_f64(squares.to_f64() - rows * error * error);
-    });
-    (rows, sum, squares)
+    let rest = rest.iter().map(|rest| rest.to_f64());
+    let mean = about.iter().zip(rest.clone()).map(|(about, rest)| about.to_f64() + rest / rows).collect();
+    let squares = squares.iter().zip(rest).map(|(squares, rest)| squares.to_f64() - rest * rest / rows);
+    (rows, mean, squares.collect())
 }
 
 /// A normalisation with all that its passes need of each channel: `y = (z − mean) · scale + shift`.
