@@ -4,7 +4,7 @@
 use candle_core::{DType, Result, Tensor, Var, bail};
 
 use crate::activation::relu;
-use crate::channel_norm::{ChannelNorm, Gate, Statistics};
+use crate::channel_norm::{ChannelNorm, Statistics};
 use crate::channels_last::{to_channels_first, to_channels_last};
 use crate::graph::{gradient, node};
 use crate::init::Init;
@@ -120,8 +120,7 @@ impl BatchNorm {
         let y = to_channels_first(&norm.apply(&z, relu), channels, space);
         let inputs = [x.clone(), self.weight.clone(), self.bias.clone()];
         node("batch norm", &[x, &self.weight, &self.bias], (y, x.shape()), move |_, dy| {
-            let gate = if relu { Gate::Own } else { Gate::Open };
-            let (dx, dw, db) = norm.gradients(&images(&inputs[0])?, &images(dy)?, gate);
+            let (dx, dw, db) = norm.gradients(&images(&inputs[0])?, &images(dy)?, relu);
             let dx = to_channels_first(&dx, channels, space);
             [dx, dw, db].into_iter().zip(&inputs).map(|(data, like)| gradient(data, like)).collect()
         })

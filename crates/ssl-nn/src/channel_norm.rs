@@ -131,17 +131,6 @@ struct Block<T> {
     shift: Lanes<T>,
 }
 
-/// What decides where a ReLU lets a gradient through.
-#[derive(Clone, Copy)]
-pub(crate) enum Gate<'a, T> {
-    /// There is no ReLU.
-    Open,
-    /// The ReLU follows the normalisation at once.
-    Own,
-    /// The ReLU has this output.
-    Output(&'a [T]),
-}
-
 impl<T: Element> ChannelNorm<T> {
     pub(crate) fn new(statistics: &Statistics, eps: f64, weight: &[T], bias: &[T], train: bool) -> Self {
         let inverse_std: Vec<f64> = statistics.var.iter().map(|var| 1.0 / (var + eps).sqrt()).collect();
@@ -243,57 +232,52 @@ impl<T: Element> ChannelNorm<T> {
     /// The gradients of the input, the weight and the bias.
     ///
     /// `dy` is the gradient of the output, behind the ReLU if there is one.
-    pub(crate) fn gradients(&self, z: &[T], dy: &[T], gate: Gate<'_, T>) -> (Vec<T>, Vec<T>, Vec<T>) {
-        match gate {
-            Gate::Open => self.gradients_where(z, dy, z, |_, _| true),
-            Gate::Own => self.gradients_where(z, dy, z, |normalised, _| normalised > T::ZERO),
-            Gate::Output(y) => self.gradients_where(z, dy, y, |_, y| y > T::ZERO),
+    pub(crate) fn gradients(&self, z: &[T], dy: &[T], relu: bool) -> (Vec<T>, Vec<T>, Vec<T>) {
+        if relu {
+            self.gradients_where(z, dy, |normalised| normalised > T::ZERO)
+        } else {
+            self.gradients_where(z, dy, |_| true)
         }
     }
 
-    /// [`Self::gradients`] of what `passes(normalised, y)`.
+    /// [`Self::gradients`] of what `passes(normalised)`.
     fn gradients_where(
         &self,
         z: &[T],
         dy: &[T],
-        y: &[T],
-        passes: impl Fn(T, T) -> bool + Sync,
+        passes: impl Fn(T) -> bool + Sync,
     ) -> (Vec<T>, Vec<T>, Vec<T>) {
-        let sums = self.sums(z, dy, y, &passes);
+        let sums = self.sums(z, dy, &passes);
         let rows = (z.len() / self.channels().max(1)) as f64;
         // Without batch statistics the mean and the variance are constants and carry no gradient.
         let share = if self.train { 1.0 / rows } else { 0.0 };
         let mean_dy: Vec<T> = sums.iter().map(|(dy, _)| T::from_f64(dy * share)).collect();
         let slopes = sums.iter().zip(&self.inverse_std).map(|((_, s), i)| T::from_f64(i * i * s * share));
-        let dx = self.input_gradient(z, dy, y, &passes, (&mean_dy, &slopes.collect::<Vec<T>>()));
+        let dx = self.input_gradient(z, dy, &passes, (&mean_dy, &slopes.collect::<Vec<T>>()));
         let d_weight = sums.iter().zip(&self.inverse_std).map(|((_, centred), i)| T::from_f64(centred * i));
         let d_bias = sums.iter().map(|(dy, _)| T::from_f64(*dy));
         (dx, d_weight.collect(), d_bias.collect())
     }
 
     /// For each channel `Σ dy` and `Σ dy · (z − mean)` over what passes.
-    fn sums(&self, z: &[T], dy: &[T], y: &[T], passes: &(impl Fn(T, T) -> bool + Sync)) -> Vec<(f64, f64)> {
+    fn sums(&self, z: &[T], dy: &[T], passes: &(impl Fn(T) -> bool + Sync)) -> Vec<(f64, f64)> {
         let (n, chunk) = (self.channels(), chunk(self.channels()));
         let parts: Vec<_> = z
             .par_chunks(chunk)
             .zip(dy.par_chunks(chunk))
-            .zip(y.par_chunks(chunk))
-            .map(|((z, dy), y)| {
+            .map(|(z, dy)| {
                 let (mut first, mut second) = (vec![T::ZERO; n], vec![T::ZERO; n]);
                 let group = rows_at_once(n) * n;
                 vectorised!({
-                    let groups = z.chunks(group).zip(dy.chunks(group)).zip(y.chunks(group));
-                    for ((z, dy), y) in groups {
+                    for (z, dy) in z.chunks(group).zip(dy.chunks(group)) {
                         for_blocks!(n, (start, end, FULL) => {
                             let norm = self.block::<FULL>(start, end);
                             let (mut a, mut b) = (get::<FULL, _>(&first[start..end]), get::<FULL, _>(&second[start..end]));
-                            let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
-                            for ((z, dy), y) in rows {
-                                let (z, dy, y) =
-                                    (get::<FULL, _>(&z[start..end]), get::<FULL, _>(&dy[start..end]), get::<FULL, _>(&y[start..end]));
+                            for (z, dy) in z.chunks_exact(n).zip(dy.chunks_exact(n)) {
+                                let (z, dy) = (get::<FULL, _>(&z[start..end]), get::<FULL, _>(&dy[start..end]));
                                 for c in 0..LANES {
                                     let centred = z[c] - norm.mean[c];
-                                    let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
+                                    let open = passes(centred * norm.scale[c] + norm.shift[c]);
                                     let dy = if open { dy[c] } else { T::ZERO };
                                     a[c] += dy;
                                     b[c] += dy * centred;
@@ -322,28 +306,26 @@ impl<T: Element> ChannelNorm<T> {
         &self,
         z: &[T],
         dy: &[T],
-        y: &[T],
-        passes: &(impl Fn(T, T) -> bool + Sync),
+        passes: &(impl Fn(T) -> bool + Sync),
         (mean_dy, slope): (&[T], &[T]),
     ) -> Vec<T> {
         let (n, chunk) = (self.channels(), chunk(self.channels()));
         let group = rows_at_once(n) * n;
         filled(dy.len(), chunk, |i, dx| {
-            let [z, dy, y] = [z, dy, y].map(|all| &all[i * chunk..][..dx.len()]);
+            let [z, dy] = [z, dy].map(|all| &all[i * chunk..][..dx.len()]);
             vectorised!({
-                let groups = z.chunks(group).zip(dy.chunks(group)).zip(y.chunks(group));
-                for (dx, ((z, dy), y)) in dx.chunks_mut(group).zip(groups) {
+                let groups = z.chunks(group).zip(dy.chunks(group));
+                for (dx, (z, dy)) in dx.chunks_mut(group).zip(groups) {
                     for_blocks!(n, (start, end, FULL) => {
                         let norm = self.block::<FULL>(start, end);
                         let (mean_dy, slope) = (get::<FULL, _>(&mean_dy[start..end]), get::<FULL, _>(&slope[start..end]));
-                        let rows = z.chunks_exact(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n));
-                        for (dx, ((z, dy), y)) in dx.chunks_exact_mut(n).zip(rows) {
-                            let (z, dy, y) =
-                                (get::<FULL, _>(&z[start..end]), get::<FULL, _>(&dy[start..end]), get::<FULL, _>(&y[start..end]));
+                        let rows = z.chunks_exact(n).zip(dy.chunks_exact(n));
+                        for (dx, (z, dy)) in dx.chunks_exact_mut(n).zip(rows) {
+                            let (z, dy) = (get::<FULL, _>(&z[start..end]), get::<FULL, _>(&dy[start..end]));
                             let mut out = [T::ZERO; LANES];
                             for c in 0..LANES {
                                 let centred = z[c] - norm.mean[c];
-                                let open = passes(centred * norm.scale[c] + norm.shift[c], y[c]);
+                                let open = passes(centred * norm.scale[c] + norm.shift[c]);
                                 let dy = if open { dy[c] } else { T::ZERO };
                                 out[c] = norm.scale[c] * (dy - mean_dy[c] - centred * slope[c]);
                             }

@@ -6,9 +6,9 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use crate::activation::{add_relu, passed};
+use crate::activation::{add_relu, masked, passed};
 use crate::batch_norm::BatchNorm;
-use crate::channel_norm::{ChannelNorm, Gate, Measure};
+use crate::channel_norm::{ChannelNorm, Measure};
 use crate::conv2d::Conv2d;
 use crate::convolve::{forward_then, input_gradient, input_gradient_then, weight_gradient};
 use crate::geometry::Geometry;
@@ -112,13 +112,15 @@ fn on_cpu<T: Real>(x: Tensor, blocks: &[Residual<'_>], train: bool) -> Result<Te
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let wants_dx = x.track_op();
     node("residual block", &inputs, output, move |y, dy| {
-        let (mut y, mut dy, mut gradients) = (y.clone(), dy.clone(), Gradients::new());
+        let mut gradients = Gradients::new();
+        let mut dy =
+            Tensor::from_vec(masked(reader(dy).slice::<T>()?, reader(y).slice()?), y.shape(), y.device())?;
         for (i, (chain, saved)) in chains.iter().enumerate().rev() {
-            let mut these = chain.backward(saved, &y, &dy, i > 0 || wants_dx)?;
+            let mut these = chain.backward(saved, &dy, i > 0, i > 0 || wants_dx)?;
             if i > 0
                 && let Some(dx) = these.remove(0)
             {
-                (y, dy) = (chain.inputs[0].clone(), dx);
+                dy = dx;
             }
             these.append(&mut gradients);
             gradients = these;
@@ -268,21 +270,24 @@ impl<T: Real> Chain<T> {
     }
 
     /// The gradients of [`Self::inputs`], that of `x` if it is wanted.
-    fn backward(&self, saved: &Saved<T>, y: &Tensor, dy: &Tensor, wants_dx: bool) -> Result<Gradients> {
-        let (x, y, dy) = (reader(&self.inputs[0]), reader(y), reader(dy));
-        let (x, y, dy) = (x.slice::<T>()?, y.slice::<T>()?, dy.slice::<T>()?);
+    ///
+    /// `dy` is the gradient before the last ReLU. If `x` is `rectified`, so is its gradient: where `x` came through the
+    /// ReLU of the block before, while the cache holds what is added up anyway.
+    fn backward(&self, saved: &Saved<T>, dy: &Tensor, rectified: bool, wants_dx: bool) -> Result<Gradients> {
+        let (x, dy) = (reader(&self.inputs[0]), reader(dy));
+        let (x, dy) = (x.slice::<T>()?, dy.slice::<T>()?);
         let mut gradients: Gradients = vec![None; self.inputs.len()];
         let mut through_projection = None;
         if let Some(g) = &self.projection {
             let i = self.branch.len();
-            let dz = self.norm_gradient(saved, i, (dy, Gate::Output(y)), &mut gradients)?;
+            let dz = self.norm_gradient(saved, i, (dy, false), &mut gradients)?;
             self.weight_gradient(i, g, x, &dz, &mut gradients)?;
             through_projection = wants_dx.then(|| self.input_gradient(i, g, &dz)).transpose()?;
         }
         let mut below = Vec::new();
         for (i, g) in self.branch.iter().enumerate().rev() {
             let last = i + 1 == self.branch.len();
-            let from = if last { (dy, Gate::Output(y)) } else { (&below[..], Gate::Own) };
+            let from = if last { (dy, false) } else { (&below[..], true) };
             let dz = self.norm_gradient(saved, i, from, &mut gradients)?;
             let before = i.checked_sub(1).map(|before| &saved.layers[before]);
             if let (Some(gate), Some(kept), Some((z, norm))) = (self.gate_before(i), &saved.gate, before) {
@@ -300,10 +305,12 @@ impl<T: Real> Chain<T> {
                 self.input_gradient(i, g, &dz)?
             } else if wants_dx {
                 let weight = reader(&self.inputs[1]);
-                input_gradient_then(g, weight.slice()?, &dz, |at, dx| match &through_projection {
-                    Some(shortcut) => add(dx, &shortcut[at..]),
-                    None if self.identity => add_passed(dx, &dy[at..], &y[at..]),
-                    None => (),
+                let through_shortcut = through_projection.as_deref().or(self.identity.then_some(dy));
+                input_gradient_then(g, weight.slice()?, &dz, |at, dx| match (through_shortcut, rectified) {
+                    (Some(shortcut), true) => add_passed(dx, &shortcut[at..], &x[at..]),
+                    (Some(shortcut), false) => add(dx, &shortcut[at..]),
+                    (None, true) => pass(dx, &x[at..]),
+                    (None, false) => (),
                 })
             } else {
                 Vec::new()
@@ -337,11 +344,11 @@ impl<T: Real> Chain<T> {
         &self,
         saved: &Saved<T>,
         i: usize,
-        (dy, gate): (&[T], Gate<'_, T>),
+        (dy, relu): (&[T], bool),
         gradients: &mut Gradients,
     ) -> Result<Vec<T>> {
         let (z, norm) = &saved.layers[i];
-        let (dz, d_weight, d_bias) = norm.gradients(z, dy, gate);
+        let (dz, d_weight, d_bias) = norm.gradients(z, dy, relu);
         for (place, data) in [(2 + 3 * i, d_weight), (3 + 3 * i, d_bias)] {
             gradients[place] = gradient(data, &self.inputs[place])?;
         }
@@ -375,11 +382,18 @@ fn add<T: Element>(x: &mut [T], y: &[T]) {
     });
 }
 
-/// `x += dy` where the output `y` of a ReLU is positive.
-fn add_passed<T: Element>(x: &mut [T], dy: &[T], y: &[T]) {
-    let (dy, y) = (&dy[..x.len()], &y[..x.len()]);
-    vectorised!(for ((x, dy), y) in x.iter_mut().zip(dy).zip(y) {
-        *x += passed(*dy, *y);
+/// `dx += dy`, passed back through the ReLU that made `x`.
+fn add_passed<T: Element>(dx: &mut [T], dy: &[T], x: &[T]) {
+    let (dy, x) = (&dy[..dx.len()], &x[..dx.len()]);
+    vectorised!(for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+        *dx = passed(*dx + *dy, *x);
+    });
+}
+
+/// Passes `dx` back through the ReLU that made `x`.
+fn pass<T: Element>(dx: &mut [T], x: &[T]) {
+    vectorised!(for (dx, x) in dx.iter_mut().zip(x) {
+        *dx = passed(*dx, *x);
     });
 }
 
