@@ -173,18 +173,23 @@ impl<T: Element> ChannelNorm<T> {
     /// `y = norm(z)`, perhaps rectified.
     pub(crate) fn apply(&self, z: &[T], relu: bool) -> Vec<T> {
         if relu {
-            self.map(z, z, |start, end| {
-                let norm = self.normalise(start, end);
-                #[inline(always)]
-                move |z, _| rectified(norm(z))
-            })
-        } else {
-            self.map(z, z, |start, end| {
-                let norm = self.normalise(start, end);
-                #[inline(always)]
-                move |z, _| norm(z)
-            })
+            let chunk = chunk(self.channels());
+            return filled(z.len(), chunk, |i, y| self.rectify(&z[i * chunk..][..y.len()], y));
         }
+        self.map(z, z, |start, end| {
+            let norm = self.normalise(start, end);
+            #[inline(always)]
+            move |z, _| norm(z)
+        })
+    }
+
+    /// `y = relu(norm(z))` of a few rows.
+    pub(crate) fn rectify(&self, z: &[T], y: &mut [T]) {
+        self.map_rows((z, z), y, &|start, end| {
+            let norm = self.normalise(start, end);
+            #[inline(always)]
+            move |z, _| rectified(norm(z))
+        });
     }
 
     /// `relu(norm(z) + x)`.
@@ -213,20 +218,32 @@ impl<T: Element> ChannelNorm<T> {
         x: &[T],
         f: impl Fn(usize, usize) -> F + Sync + Send,
     ) -> Vec<T> {
-        let (n, chunk) = (self.channels(), chunk(self.channels()));
-        let group = rows_at_once(n) * n;
+        let chunk = chunk(self.channels());
         filled(z.len(), chunk, |i, y| {
             let [z, x] = [z, x].map(|all| &all[i * chunk..][..y.len()]);
-            vectorised!(for (y, (z, x)) in y.chunks_mut(group).zip(z.chunks(group).zip(x.chunks(group))) {
-                for_blocks!(n, (start, end, FULL) => {
-                    let f = f(start, end);
-                    let rows = z.chunks_exact(n).zip(x.chunks_exact(n));
-                    for (y, (z, x)) in y.chunks_exact_mut(n).zip(rows) {
-                        put::<FULL, _>(&mut y[start..end], &f(get::<FULL, _>(&z[start..end]), get::<FULL, _>(&x[start..end])));
-                    }
-                });
-            });
+            self.map_rows((z, x), y, &f);
         })
+    }
+
+    /// [`Self::map`] of a few rows.
+    #[inline(always)]
+    fn map_rows<F: Fn(Lanes<T>, Lanes<T>) -> Lanes<T>>(
+        &self,
+        (z, x): (&[T], &[T]),
+        y: &mut [T],
+        f: &impl Fn(usize, usize) -> F,
+    ) {
+        let n = self.channels();
+        let group = rows_at_once(n) * n;
+        vectorised!(for (y, (z, x)) in y.chunks_mut(group).zip(z.chunks(group).zip(x.chunks(group))) {
+            for_blocks!(n, (start, end, FULL) => {
+                let f = f(start, end);
+                let rows = z.chunks_exact(n).zip(x.chunks_exact(n));
+                for (y, (z, x)) in y.chunks_exact_mut(n).zip(rows) {
+                    put::<FULL, _>(&mut y[start..end], &f(get::<FULL, _>(&z[start..end]), get::<FULL, _>(&x[start..end])));
+                }
+            });
+        });
     }
 
     /// The gradients of the input, the weight and the bias.

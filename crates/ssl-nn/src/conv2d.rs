@@ -7,6 +7,7 @@ use crate::convolve::{forward, input_gradient, weight_gradient};
 use crate::geometry::Geometry;
 use crate::graph::node;
 use crate::init::{Fan, Init};
+use crate::input::Input;
 use crate::params::Scope;
 use crate::storage::{Element, dispatch, reader};
 
@@ -104,7 +105,9 @@ fn on_cpu<T: Element>(g: Geometry, x: Tensor, weight: Tensor) -> Result<Tensor> 
             let dx = input_gradient(&g, reader(&weight).slice::<T>()?, &dy);
             Tensor::from_vec(to_channels_first(&dx, g.c_in, g.h * g.w), x.shape(), x.device())
         };
-        let dw = || Tensor::from_vec(weight_gradient(&g, &images(&x)?, &dy), weight.shape(), x.device());
+        let dw = || {
+            Tensor::from_vec(weight_gradient(&g, Input::plain(&images(&x)?), &dy), weight.shape(), x.device())
+        };
         Ok(vec![x.track_op().then(dx).transpose()?, weight.track_op().then(dw).transpose()?])
     })
 }

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::fresh::filled_with;
 use crate::geometry::Geometry;
+use crate::input::Input;
 use crate::kernel::{ISA, Left, Right, Run, multiply};
 pub(crate) use crate::pack::Packed;
 use crate::pack::Strided;
@@ -23,13 +24,13 @@ use crate::{weight_gradient, winograd};
 
 /// `y = conv(x, weight)`; `weight` in PyTorch's order.
 pub(crate) fn forward<T: Element>(g: &Geometry, x: &[T], weight: &[T]) -> Vec<T> {
-    forward_then(g, x, weight, |_, _| ())
+    forward_then(g, Input::plain(x), weight, |_, _| ())
 }
 
 /// [`forward`], of which `finish` gets each chunk, with the place of its first element, while the cache holds it.
 pub(crate) fn forward_then<T: Element>(
     g: &Geometry,
-    x: &[T],
+    x: Input<'_, T>,
     weight: &[T],
     finish: impl Fn(usize, &mut [T]) + Sync + Send,
 ) -> Vec<T> {
@@ -37,7 +38,7 @@ pub(crate) fn forward_then<T: Element>(
         let weights = Weights { data: weight, row: 9, column: 9 * g.c_in, tap: |tap| tap };
         return winograd::convolve(g, x, weights, finish);
     }
-    direct_forward(g, x, weight, finish)
+    direct_forward(g, &x.whole(), weight, finish)
 }
 
 pub(crate) fn direct_forward<T: Element>(
@@ -75,7 +76,7 @@ pub(crate) fn input_gradient_then<T: Element>(
     };
     if let Some(transposed) = g.transposed().filter(winograd::serves) {
         let weights = Weights { data: weight, row: 9 * g.c_in, column: 9, tap: |tap| 8 - tap };
-        return winograd::convolve(&transposed, dy, weights, finish);
+        return winograd::convolve(&transposed, Input::plain(dy), weights, finish);
     }
     if let Some(transposed) = g.transposed() {
         // The kernel turned by 180 degrees with its channels exchanged.
@@ -119,11 +120,11 @@ pub(crate) fn input_gradient_then<T: Element>(
 }
 
 /// The gradient of the weight, in PyTorch's order.
-pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
+pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: Input<'_, T>, dy: &[T]) -> Vec<T> {
     if winograd::serves(g) && !x.is_empty() && !dy.is_empty() {
         return winograd::weight_gradient(g, x, dy);
     }
-    weight_gradient::weight_gradient(g, x, dy)
+    weight_gradient::weight_gradient(g, &x.whole(), dy)
 }
 
 /// The sum of some equally long arrays, in their order.

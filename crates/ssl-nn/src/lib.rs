@@ -42,6 +42,7 @@ mod geometry;
 mod graph;
 mod group_norm;
 mod init;
+mod input;
 mod kernel;
 mod lanes;
 mod layer_norm;

@@ -13,6 +13,7 @@ use crate::conv2d::Conv2d;
 use crate::convolve::{forward_then, input_gradient, input_gradient_then, weight_gradient};
 use crate::geometry::Geometry;
 use crate::graph::{Gradients, gradient, node};
+use crate::input::Input;
 use crate::kernel::vectorised;
 use crate::real::Real;
 use crate::squeeze_excitation::{Excitation, Sizes, SqueezeExcitation};
@@ -226,7 +227,7 @@ impl<T: Real> Chain<T> {
         let Residual { branch, shortcut, .. } = *block;
         let x = reader(&self.inputs[0]);
         let x = x.slice::<T>()?;
-        let layer = |i: usize, g: &Geometry, unit: &ConvNorm, x: &[T]| {
+        let layer = |i: usize, g: &Geometry, unit: &ConvNorm, x: Input<'_, T>| {
             let measure = train.then(|| Measure::new(g.c_out));
             let z = forward_then(g, x, reader(&self.inputs[1 + 3 * i]).slice::<T>()?, |at, z| {
                 if let Some(measure) = &measure {
@@ -240,20 +241,21 @@ impl<T: Real> Chain<T> {
         let mut excitation = None;
         for (i, (g, unit)) in self.branch.iter().zip(branch).enumerate() {
             let done = match saved.last() {
-                Some((z, norm)) => {
-                    let mut x = norm.apply(z, true);
-                    if let Some((sizes, at)) = self.gate_before(i) {
+                Some((z, norm)) => match self.gate_before(i) {
+                    Some((sizes, at)) => {
+                        let mut x = norm.apply(z, true);
                         excitation = Some(sizes.excite(&mut x, &self.inputs[at..at + 4])?);
+                        layer(i, g, unit, Input::plain(&x))?
                     }
-                    layer(i, g, unit, &x)?
-                }
-                None => layer(i, g, unit, x)?,
+                    None => layer(i, g, unit, Input::rectified(z, norm))?,
+                },
+                None => layer(i, g, unit, Input::plain(x))?,
             };
             saved.push(done);
         }
         let last = saved.len() - 1;
         if let (Some(g), Shortcut::Projection(unit)) = (&self.projection, shortcut) {
-            saved.push(layer(saved.len(), g, unit, x)?);
+            saved.push(layer(saved.len(), g, unit, Input::plain(x))?);
         }
         let (z, norm) = &saved[last];
         let y = match saved.get(last + 1) {
@@ -281,7 +283,7 @@ impl<T: Real> Chain<T> {
         if let Some(g) = &self.projection {
             let i = self.branch.len();
             let dz = self.norm_gradient(saved, i, (dy, false), &mut gradients)?;
-            self.weight_gradient(i, g, x, &dz, &mut gradients)?;
+            self.weight_gradient(i, g, Input::plain(x), &dz, &mut gradients)?;
             through_projection = wants_dx.then(|| self.input_gradient(i, g, &dz)).transpose()?;
         }
         let mut below = Vec::new();
@@ -294,13 +296,11 @@ impl<T: Real> Chain<T> {
                 let mut x = norm.apply(z, true);
                 below = self.input_gradient(i, g, &dz)?;
                 self.gate_gradient(gate, kept, &mut x, &mut below, &mut gradients)?;
-                self.weight_gradient(i, g, &x, &dz, &mut gradients)?;
+                self.weight_gradient(i, g, Input::plain(&x), &dz, &mut gradients)?;
                 continue;
             }
-            match before {
-                Some((z, norm)) => self.weight_gradient(i, g, &norm.apply(z, true), &dz, &mut gradients)?,
-                None => self.weight_gradient(i, g, x, &dz, &mut gradients)?,
-            }
+            let input = before.map_or(Input::plain(x), |(z, norm)| Input::rectified(z, norm));
+            self.weight_gradient(i, g, input, &dz, &mut gradients)?;
             below = if i > 0 {
                 self.input_gradient(i, g, &dz)?
             } else if wants_dx {
@@ -359,7 +359,7 @@ impl<T: Real> Chain<T> {
         &self,
         i: usize,
         g: &Geometry,
-        x: &[T],
+        x: Input<'_, T>,
         dz: &[T],
         gradients: &mut Gradients,
     ) -> Result<()> {

@@ -12,6 +12,7 @@ use crate::convolve::{forward, input_gradient, weight_gradient};
 use crate::geometry::Geometry;
 use crate::graph::{gradient, node};
 use crate::init::{Fan, Init};
+use crate::input::Input;
 use crate::kernel::vectorised;
 use crate::params::Scope;
 use crate::real::Real;
@@ -206,9 +207,9 @@ impl Sizes {
             });
         });
         Ok([
-            weight_gradient(&self.first, &kept.means, &d_hidden),
+            weight_gradient(&self.first, Input::plain(&kept.means), &d_hidden),
             column_sums(&d_hidden, self.first.c_out),
-            weight_gradient(&self.second, &kept.hidden, &d_gate),
+            weight_gradient(&self.second, Input::plain(&kept.hidden), &d_gate),
             column_sums(&d_gate, self.channels),
         ])
     }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::convolve::{parts, right_rows, sum_in_order};
 use crate::fresh::{filled, filled_with};
 use crate::geometry::Geometry;
+use crate::input::Input;
 use crate::kernel::{ISA, Left, Right, Run, multiply, vectorised};
 use crate::lanes::{LANES, Lanes, for_blocks, get, put};
 use crate::storage::Element;
@@ -35,10 +36,10 @@ pub(crate) struct Weights<'a, T> {
     pub(crate) tap: fn(usize) -> usize,
 }
 
-/// The convolution of `x`, channels last, and what `finish` does to each chunk of outputs, given the place of its first.
+/// The convolution of `x` and what `finish` does to each chunk of outputs, given the place of its first.
 pub(crate) fn convolve<T: Element>(
     g: &Geometry,
-    x: &[T],
+    x: Input<'_, T>,
     weights: Weights<'_, T>,
     finish: impl Fn(usize, &mut [T]) + Sync + Send,
 ) -> Vec<T> {
@@ -47,9 +48,8 @@ pub(crate) fn convolve<T: Element>(
     let (images, rows) = tiles.block((8192 / (g.c_in + g.c_out)).max(64));
     // Two threads get equally much where there are few images.
     let images = g.batch.div_ceil(g.batch.div_ceil(images).next_multiple_of(2)).max(1);
-    let buffers = || (Vec::new(), Vec::new());
-    filled_with(g.batch * g.output_len(), images * g.output_len(), buffers, |(v, m), i, y: &mut [T]| {
-        let x = &x[i * images * g.image_len()..];
+    let buffers = || (Vec::new(), Vec::new(), Vec::new());
+    filled_with(g.batch * g.output_len(), images * g.output_len(), buffers, |(v, m, room), i, y: &mut [T]| {
         for first in (0..tiles.rows).step_by(rows) {
             let rows = first..tiles.rows.min(first + rows);
             let band = Band { tiles, rows, images: y.len() / g.output_len() };
@@ -57,6 +57,7 @@ pub(crate) fn convolve<T: Element>(
             let (v_plane, m_plane) = (plane(n * g.c_in), plane(n * g.c_out));
             v.resize(POINTS * v_plane, T::ZERO);
             m.resize(POINTS * m_plane, T::ZERO);
+            let x = band.input(g, x, i * images, room);
             vectorised!(band.transform_input(g, x, (v, v_plane)));
             for (point, (v, m)) in v.chunks_exact(v_plane).zip(m.chunks_exact_mut(m_plane)).enumerate() {
                 let a = Left { data: v, row: g.c_in, col: 1 };
@@ -75,7 +76,7 @@ fn plane(elements: usize) -> usize {
 }
 
 /// The weight gradient as `(C_out, C_in, 9)`.
-pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
+pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: Input<'_, T>, dy: &[T]) -> Vec<T> {
     let tiles = Tiles::new(g);
     let aligned = g.c_in.is_multiple_of(ISA.panel::<T>() / 2);
     if aligned && g.c_in * g.c_out >= WIDE && tiles.rows * tiles.columns <= 256 {
@@ -86,21 +87,21 @@ pub(crate) fn weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Ve
     let size = POINTS * sum_plane;
     let groups = g.batch.div_ceil(images).div_ceil(parts(size));
     let part = groups * images;
-    let sums: Vec<Vec<T>> = x
-        .par_chunks(part * g.image_len())
-        .zip(dy.par_chunks(part * g.output_len()))
-        .map(|(x, dy)| {
-            let (mut v, mut d, mut packed) = (Vec::new(), Vec::new(), Vec::new());
+    let sums: Vec<Vec<T>> = dy
+        .par_chunks(part * g.output_len())
+        .enumerate()
+        .map(|(p, dy)| {
+            let [mut v, mut d, mut packed, mut room] = [(); 4].map(|()| Vec::new());
             let mut sum = vec![T::ZERO; size];
-            let groups = x.chunks(images * g.image_len()).zip(dy.chunks(images * g.output_len()));
-            for (x, dy) in groups {
+            for (i, dy) in dy.chunks(images * g.output_len()).enumerate() {
                 for first in (0..tiles.rows).step_by(rows) {
                     let rows = first..tiles.rows.min(first + rows);
-                    let band = Band { tiles, rows, images: x.len() / g.image_len() };
+                    let band = Band { tiles, rows, images: dy.len() / g.output_len() };
                     let n = band.len();
                     let (v_plane, d_plane) = (plane(n * g.c_in), plane(n * g.c_out));
                     v.resize(POINTS * v_plane, T::ZERO);
                     d.resize(POINTS * d_plane, T::ZERO);
+                    let x = band.input(g, x, p * part + i * images, &mut room);
                     vectorised!(band.transform_input(g, x, (&mut v, v_plane)));
                     vectorised!(band.transform_gradient(g, dy, (&mut d, d_plane)));
                     for (point, sum) in sum.chunks_exact_mut(sum_plane).enumerate() {
@@ -129,7 +130,7 @@ const TRANSFORMED: usize = 1 << 22;
 
 /// [`weight_gradient`] for many channels, whose sums are too large to have several of: each task has some outputs and
 /// one point, and goes through all tiles, which are transformed before.
-fn wide_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
+fn wide_weight_gradient<T: Element>(g: &Geometry, x: Input<'_, T>, dy: &[T]) -> Vec<T> {
     let tiles = Tiles::new(g);
     let (images, _) = tiles.block(64);
     let full = Band { tiles, rows: 0..tiles.rows, images };
@@ -139,10 +140,10 @@ fn wide_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
     let sum_plane = plane(OUTPUTS * g.c_in);
     let mut sums = vec![T::ZERO; g.c_out.div_ceil(OUTPUTS) * POINTS * sum_plane];
     let (mut v, mut d) = (vec![T::ZERO; bands * v_band], vec![T::ZERO; bands * d_band]);
-    let chunks = x.chunks(bands * images * g.image_len()).zip(dy.chunks(bands * images * g.output_len()));
-    for (chunk, (x, dy)) in chunks.enumerate() {
-        transform_bands(g, images, (x, dy), (&mut v, v_plane), (&mut d, d_plane));
-        let count = x.len() / g.image_len();
+    for (chunk, dy) in dy.chunks(bands * images * g.output_len()).enumerate() {
+        let first = chunk * bands * images;
+        transform_bands(g, (first, images), (x, dy), (&mut v, v_plane), (&mut d, d_plane));
+        let count = dy.len() / g.output_len();
         let runs: Vec<Run> =
             (0..count.div_ceil(images)).map(|i| Run { a: i * d_band, b: i * v_band }).collect();
         let (whole, rest) = runs.split_at(count / images);
@@ -166,19 +167,20 @@ fn wide_weight_gradient<T: Element>(g: &Geometry, x: &[T], dy: &[T]) -> Vec<T> {
     })
 }
 
-/// Transforms images and their output gradients, `images` at a time.
+/// Transforms the images from `first` on and their output gradients, `images` at a time.
 fn transform_bands<T: Element>(
     g: &Geometry,
-    images: usize,
-    (x, dy): (&[T], &[T]),
+    (first, images): (usize, usize),
+    (x, dy): (Input<'_, T>, &[T]),
     (v, v_plane): (&mut [T], usize),
     (d, d_plane): (&mut [T], usize),
 ) {
     let tiles = Tiles::new(g);
-    let inputs = x.par_chunks(images * g.image_len()).zip(dy.par_chunks(images * g.output_len()));
     let outputs = v.par_chunks_mut(POINTS * v_plane).zip(d.par_chunks_mut(POINTS * d_plane));
-    outputs.zip(inputs).for_each(|((v, d), (x, dy))| {
-        let band = Band { tiles, rows: 0..tiles.rows, images: x.len() / g.image_len() };
+    let bands = outputs.zip(dy.par_chunks(images * g.output_len())).enumerate();
+    bands.for_each_init(Vec::new, |room, (i, ((v, d), dy))| {
+        let band = Band { tiles, rows: 0..tiles.rows, images: dy.len() / g.output_len() };
+        let x = band.input(g, x, first + i * images, room);
         vectorised!(band.transform_input(g, x, (v, v_plane)));
         vectorised!(band.transform_gradient(g, dy, (d, d_plane)));
     });
@@ -311,18 +313,40 @@ impl Band {
         })
     }
 
-    /// `Bᵀ d B` of every tile and channel: `v` is `(points, tiles, C_in)`.
+    /// The rows of `x` that the tiles are made of, and the number of the first; the band begins at image `first`.
+    fn input<'a, T: Element>(
+        &self,
+        g: &Geometry,
+        x: Input<'a, T>,
+        first: usize,
+        room: &'a mut Vec<T>,
+    ) -> (&'a [T], usize) {
+        // Of several images, these are all rows.
+        let end = (2 * self.rows.end + 2).saturating_sub(g.config.padding).min(g.h);
+        let top = (2 * self.rows.start).saturating_sub(g.config.padding).min(end);
+        let row = g.w * g.c_in;
+        let elements =
+            first * g.image_len() + top * row..(first + self.images - 1) * g.image_len() + end * row;
+        (x.part(elements, room), top)
+    }
+
+    /// `Bᵀ d B` of every tile and channel: `v` is `(points, tiles, C_in)`, `x` begins at row `top`.
     #[inline(always)]
-    fn transform_input<T: Element>(&self, g: &Geometry, x: &[T], (v, plane): (&mut [T], usize)) {
+    fn transform_input<T: Element>(
+        &self,
+        g: &Geometry,
+        (x, top): (&[T], usize),
+        (v, plane): (&mut [T], usize),
+    ) {
         let c_in = g.c_in;
         for (t, (image, ty, tx)) in self.tiles().enumerate() {
-            let image = &x[image * g.image_len()..][..g.image_len()];
+            let image = &x[image * g.image_len()..];
             let mut pixels: [Option<&[T]>; POINTS] = [None; POINTS];
             for (i, pixel) in pixels.iter_mut().enumerate() {
                 let y = (2 * ty + i / 4).checked_sub(g.config.padding).filter(|&y| y < g.h);
                 let x = (2 * tx + i % 4).checked_sub(g.config.padding).filter(|&x| x < g.w);
                 if let (Some(y), Some(x)) = (y, x) {
-                    *pixel = Some(&image[(y * g.w + x) * c_in..][..c_in]);
+                    *pixel = Some(&image[((y - top) * g.w + x) * c_in..][..c_in]);
                 }
             }
             for_blocks!(c_in, (start, end, FULL) => {
@@ -503,7 +527,7 @@ mod tests {
                 ) < 1e-5,
                 "{label}"
             );
-            let dw = convolve::weight_gradient(&g, &x, &dy);
+            let dw = convolve::weight_gradient(&g, Input::plain(&x), &dy);
             assert!(gap(&dw, &crate::weight_gradient::weight_gradient(&g, &x, &dy)) < 1e-5, "{label}");
         }
     }
