@@ -70,6 +70,7 @@ mod transformer;
 mod transformer_block;
 mod weight_gradient;
 mod winograd;
+mod worker;
 
 pub use activation::{Activation, add_relu, relu};
 pub use attention::{AttentionOptions, attention, attention_map};
@@ -101,3 +102,4 @@ pub use softmax::{log_softmax, softmax};
 pub use squeeze_excitation::SqueezeExcitation;
 pub use transformer::transformer_blocks;
 pub use transformer_block::{BlockNames, BlockOptions, QkvBias, TransformerBlock, TransformerBlockConfig};
+pub use worker::on_worker;

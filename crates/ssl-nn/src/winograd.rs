@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::convolve::{parts, right_rows, sum_in_order};
-use crate::fresh::{filled, filled_with};
+use crate::fresh::{Fresh, filled};
 use crate::geometry::Geometry;
 use crate::input::Input;
 use crate::kernel::{ISA, Left, Right, Run, multiply, vectorised};
@@ -48,26 +48,31 @@ pub(crate) fn convolve<T: Element>(
     let (images, rows) = tiles.block((8192 / (g.c_in + g.c_out)).max(64));
     // Two threads get equally much where there are few images.
     let images = g.batch.div_ceil(g.batch.div_ceil(images).next_multiple_of(2)).max(1);
+    let bands = tiles.bands(g.batch, images, rows);
+    let ends = bands.iter().map(|(image, band)| {
+        let rows = g.out_h.min(2 * band.rows.end);
+        (image + band.images - 1) * g.output_len() + rows * g.out_w * g.c_out
+    });
+    let mut fresh = Fresh::new(g.batch * g.output_len());
+    let parts = fresh.parts_at(ends);
     let buffers = || (Vec::new(), Vec::new(), Vec::new());
-    filled_with(g.batch * g.output_len(), images * g.output_len(), buffers, |(v, m, room), i, y: &mut [T]| {
-        for first in (0..tiles.rows).step_by(rows) {
-            let rows = first..tiles.rows.min(first + rows);
-            let band = Band { tiles, rows, images: y.len() / g.output_len() };
-            let n = band.len();
-            let (v_plane, m_plane) = (plane(n * g.c_in), plane(n * g.c_out));
-            v.resize(POINTS * v_plane, T::ZERO);
-            m.resize(POINTS * m_plane, T::ZERO);
-            let x = band.input(g, x, i * images, room);
-            vectorised!(band.transform_input(g, x, (v, v_plane)));
-            for (point, (v, m)) in v.chunks_exact(v_plane).zip(m.chunks_exact_mut(m_plane)).enumerate() {
-                let a = Left { data: v, row: g.c_in, col: 1 };
-                let start = Run { a: 0, b: 0 };
-                multiply((n, g.c_out), (&[start], g.c_in), a, kernel.right(point), (m, g.c_out), false);
-            }
-            vectorised!(band.transform_output(g, (m, m_plane), y));
+    parts.into_par_iter().zip(bands).for_each_init(buffers, |(v, m, room), (y, (image, band))| {
+        let n = band.len();
+        let (v_plane, m_plane) = (plane(n * g.c_in), plane(n * g.c_out));
+        v.resize(POINTS * v_plane, T::ZERO);
+        m.resize(POINTS * m_plane, T::ZERO);
+        let x = band.input(g, x, image, room);
+        vectorised!(band.transform_input(g, x, (v, v_plane)));
+        for (point, (v, m)) in v.chunks_exact(v_plane).zip(m.chunks_exact_mut(m_plane)).enumerate() {
+            let a = Left { data: v, row: g.c_in, col: 1 };
+            let start = Run { a: 0, b: 0 };
+            multiply((n, g.c_out), (&[start], g.c_in), a, kernel.right(point), (m, g.c_out), false);
         }
-        finish(i * images * g.output_len(), y);
-    })
+        let y = y.clear();
+        vectorised!(band.transform_output(g, (m, m_plane), y));
+        finish(image * g.output_len() + 2 * band.rows.start * g.out_w * g.c_out, y);
+    });
+    fresh.into_vec()
 }
 
 /// Room for the elements of one point: the planes of the points must not all begin at the same place of the cache.
@@ -287,6 +292,17 @@ impl Tiles {
         Self { rows: g.out_h.div_ceil(2), columns: g.out_w.div_ceil(2) }
     }
 
+    /// All tiles of a batch in bands of so many images and rows, each with the number of its first image.
+    fn bands(self, batch: usize, images: usize, rows: usize) -> Vec<(usize, Band)> {
+        let of = |first: usize| {
+            (0..self.rows).step_by(rows).map(move |row| {
+                let rows = row..self.rows.min(row + rows);
+                (first, Band { tiles: self, rows, images: images.min(batch - first) })
+            })
+        };
+        (0..batch).step_by(images).flat_map(of).collect()
+    }
+
     /// Images that are joined, or rows of tiles that one is cut into, for about `tiles` tiles.
     fn block(self, tiles: usize) -> (usize, usize) {
         let image = (self.rows * self.columns).max(1);
@@ -370,12 +386,12 @@ impl Band {
         }
     }
 
-    /// `Aᵀ m A` of every tile and channel; `m` is `(points, tiles, C_out)`.
+    /// `Aᵀ m A` of every tile and channel; `m` is `(points, tiles, C_out)`, `y` begins with the band.
     #[inline(always)]
     fn transform_output<T: Element>(&self, g: &Geometry, (m, plane): (&[T], usize), y: &mut [T]) {
         let c_out = g.c_out;
         for (t, (image, ty, tx)) in self.tiles().enumerate() {
-            let image = &mut y[image * g.output_len()..][..g.output_len()];
+            let image = &mut y[image * g.output_len()..];
             for_blocks!(c_out, (start, end, FULL) => {
                 let mut rows = [[[T::ZERO; LANES]; 2]; 4];
                 for (i, row) in rows.iter_mut().enumerate() {
@@ -391,7 +407,7 @@ impl Band {
                     for (i, value) in column.iter().enumerate() {
                         let (oy, ox) = (2 * ty + i, 2 * tx + j);
                         if oy < g.out_h && ox < g.out_w {
-                            let at = (oy * g.out_w + ox) * c_out;
+                            let at = ((oy - 2 * self.rows.start) * g.out_w + ox) * c_out;
                             put::<FULL, _>(&mut image[at + start..at + end], value);
                         }
                     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
 use serde_json::{Map, Value, json};
 use ssl_methods::{Batch, Method, StepContext, StepOutput};
-use ssl_nn::Params;
+use ssl_nn::{Params, on_worker};
 
 use crate::depth::Depth;
 use crate::error::{Error, Result};
@@ -77,28 +77,44 @@ impl Trainer {
                 .next_batch()
                 .ok_or_else(|| candle_core::Error::Msg("the loader ended early".into()))??;
             wait_seconds += asked.elapsed().as_secs_f64();
-            let output = self.method.loss(&batch, &StepContext { part, ..*context })?;
-            if !sums.add(&output, share)? {
-                return Err(self.non_finite(context, bad_input(&batch, &self.params, &output)?));
-            }
-            gradients.accumulate(&trainable, &mut output.loss.backward()?, share)?;
-            memory.push(output.memory);
+            memory.push(on_worker(|| {
+                let output = self.method.loss(&batch, &StepContext { part, ..*context })?;
+                if !sums.add(&output, share)? {
+                    return Err(self.non_finite(context, bad_input(&batch, &self.params, &output)?));
+                }
+                gradients.accumulate(&trainable, &mut output.loss.backward()?, share)?;
+                Ok(output.memory)
+            })?);
         }
+        let (norm, layer_grad_norms) =
+            on_worker(|| self.update(context, rates, gradients, &joined(&memory)?))?;
+        sums.terms.push(("grad_norm", norm));
+        Ok(Measured { loss: sums.loss, terms: sums.terms, layer_grad_norms, wait_seconds })
+    }
+
+    /// The update by the gradients of a step; the norm of all of them and that of each layer.
+    fn update(
+        &mut self,
+        context: &StepContext,
+        rates: Rates,
+        mut gradients: Gradients,
+        memory: &[Tensor],
+    ) -> Result<(f64, Vec<f64>)> {
         let squares = gradients.squared_norms()?;
         let norm = squares.iter().map(|(_, square)| square).sum::<f64>().sqrt();
         let layer_grad_norms = self.depth.norms(&squares);
         if !norm.is_finite() {
-            let name =
-                gradients.first_non_finite(&trainable)?.unwrap_or_else(|| "a norm of gradients".to_owned());
+            let name = gradients
+                .first_non_finite(&self.params.trainable())?
+                .unwrap_or_else(|| "a norm of gradients".to_owned());
             return Err(self.non_finite(context, format!("the gradient of `{name}`")));
         }
         if self.config.clip_norm > 0.0 {
             gradients.clip(self.config.clip_norm, self.config.clip_scope)?;
         }
         self.optimizer.step(&gradients, rates)?;
-        self.method.after_step(context, &joined(&memory)?)?;
-        sums.terms.push(("grad_norm", norm));
-        Ok(Measured { loss: sums.loss, terms: sums.terms, layer_grad_norms, wait_seconds })
+        self.method.after_step(context, memory)?;
+        Ok((norm, layer_grad_norms))
     }
 
     fn non_finite(&self, context: &StepContext, tensor: String) -> Error {

@@ -7,7 +7,7 @@ use ssl_vision::backbones::{BackboneConfig, Stem, VitOptions};
 use ssl_vision::methods::{
     Batch, DinoConfig, MaeConfig, MethodConfig, SimClrConfig, StepContext, TrainingData,
 };
-use ssl_vision::nn::{Params, Probe, Purpose, rng};
+use ssl_vision::nn::{Params, Probe, Purpose, on_worker, rng};
 use ssl_vision::train::{Gradients, Optimizer, OptimizerConfig, Rates};
 
 use super::Suite;
@@ -151,13 +151,14 @@ impl Step {
         let views = (0..).zip(self.views).map(view).collect::<Result<_>>()?;
         let batch = Batch { views, index: (0..self.batch).collect(), text: None };
         let context = StepContext { step: 0, total_steps: 1, steps_per_epoch: 1, part: 0, seed: 0 };
-        time(2, 3, || {
+        let mut step = || -> Result<()> {
             let output = method.loss(&batch, &context)?;
             let mut gradients = Gradients::default();
             gradients.accumulate(&trainable, &mut output.loss.backward()?, 1.0)?;
             optimizer.step(&gradients, Rates::lr(1e-3))?;
             Ok(method.after_step(&context, &output.memory)?)
-        })
+        };
+        time(2, 3, || on_worker(&mut step))
     }
 }
 
