@@ -158,6 +158,7 @@ fn use_threads(asked: Option<usize>) -> anyhow::Result<usize> {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    // Steps run on these threads, and candle goes through a graph recursively: as much room as a main thread has.
+    rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(8 << 20).build_global()?;
     Ok(threads)
 }
