@@ -9,8 +9,8 @@ use candle_core::{DType, Device};
 use ssl_vision::eval::KnnConfig;
 use ssl_vision::nn::Params;
 use ssl_vision::train::{
-    Control, DataConfig, Evaluation, FineTuneConfig, Observer, Outcome, Protocol, Recipe, Session,
-    StepReport, fine_tune, open_images,
+    Control, DataConfig, Evaluation, FineTuneConfig, Images, Observer, Outcome, Protocol, Recipe, Session,
+    StepReport, fine_tune,
 };
 
 use crate::{few_images, half_of_the_images};
@@ -510,7 +510,7 @@ fn dinov2_learns() {
 #[test]
 fn fine_tuning_moves_last_layers_most_and_a_frozen_encoder_not_at_all() {
     let config = DataConfig::default();
-    let images = open_images(&config, None, &few_images()).unwrap();
+    let images = Images::open(&config, &few_images()).unwrap();
     let narrow = [("stem", "cifar"), ("width", "4")];
     let narrow = narrow.map(|(key, value)| (format!("backbone.{key}"), value.to_owned()));
     let recipe = Recipe::load("simclr-fashion-mnist", &narrow).unwrap();

@@ -149,13 +149,13 @@ def adamw_resnet18():
 # augment.rs
 
 
-def two_views(size, gaussian_blur, read):
+def two_views(size, gaussian_blur, read, reads=64):
     from lightly.transforms import SimCLRTransform
 
     transform = SimCLRTransform(input_size=size, gaussian_blur=gaussian_blur)
 
     def images():
-        for _ in range(64):
+        for _ in range(reads):
             transform(read())
 
     return timed(2, 3, images)
@@ -167,9 +167,9 @@ def augment_32():
     return two_views(32, 0.0, image.copy)
 
 
-def augment_224_jpeg():
+def augment_jpeg(size, reads):
     jpeg = sys.stdin.buffer.read()
-    return two_views(224, 0.5, lambda: PIL.Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    return two_views(size, 0.5, lambda: PIL.Image.open(io.BytesIO(jpeg)).convert("RGB"), reads)
 
 
 # knn.rs
@@ -272,7 +272,8 @@ CASES = {
     "vit-tiny-p4-32/mae/b64": lambda: mae_step(32, 4, 64),
     "adamw/resnet18-cifar-32": adamw_resnet18,
     "augment/simclr-32": augment_32,
-    "augment/simclr-224-jpeg": augment_224_jpeg,
+    "augment/simclr-224-jpeg": lambda: augment_jpeg(224, 64),
+    "augment/simclr-96-photo": lambda: augment_jpeg(96, 8),
     "knn/60000x10000x512": lambda: knn(60_000, 10_000, 512),
 }
 for name, build in LAYERS.items():

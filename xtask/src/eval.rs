@@ -11,7 +11,7 @@ use clap::Args;
 use ssl_vision::augment::presets;
 use ssl_vision::backbones::{Encoder, EncoderInfo, load_encoder, save_encoder};
 use ssl_vision::eval::KnnConfig;
-use ssl_vision::train::{DataConfig, FineTuneConfig, Protocol, evaluate, open_images, study};
+use ssl_vision::train::{DataConfig, FineTuneConfig, Images, Protocol, evaluate, study};
 
 use crate::weights::local_file;
 use crate::{data_path, table, use_threads};
@@ -98,7 +98,7 @@ impl Eval {
         let encoder = load_encoder(&local_file(&self.weights)?, &Device::Cpu)?;
         let (path, on_error, holdout) = (self.data.clone(), self.on_error, self.holdout);
         let config = DataConfig { path, on_error, holdout, ..DataConfig::default() };
-        let images = open_images(&config, None, &data_path(&self.data))?;
+        let images = Images::open(&config, &data_path(&self.data))?;
         if !images.can_evaluate() {
             anyhow::bail!("{}: evaluation needs labels of two classes or more", self.data);
         }

@@ -12,7 +12,7 @@ use ssl_vision::data::{Dataset, Tolerant};
 use ssl_vision::eval::principal_components;
 use ssl_vision::methods::{Batch, Method, StepContext};
 use ssl_vision::nn::Params;
-use ssl_vision::train::{DataConfig, RunFolder, open_images};
+use ssl_vision::train::{DataConfig, Images, RunFolder};
 
 use crate::picture::{Tiles, to_pixels};
 use crate::{data_path, use_threads};
@@ -149,7 +149,7 @@ impl Inspect {
 
     fn load(&self, trained: &Trained, size: usize) -> anyhow::Result<Shown> {
         let path = self.data.clone().unwrap_or_else(|| trained.data.path.clone());
-        let images = open_images(&trained.data, None, &data_path(&path))?;
+        let images = Images::open(&trained.data, &data_path(&path))?;
         let set = images.test.as_ref().unwrap_or(&images.train);
         let first: Vec<usize> = (0..self.images.min(set.len())).collect();
         Shown::load(set, &first, size, &trained.normalize)
@@ -168,7 +168,7 @@ fn of_run(folder: &Path) -> anyhow::Result<Trained> {
     let vit = transformer(&recipe.backbone, own)?;
     let params = Params::new(recipe.seed, DType::F32, &Device::Cpu);
     let images =
-        open_images(&recipe.data, None, &data_path(&recipe.data.path)).map_or(1, |images| images.train.len());
+        Images::open(&recipe.data, &data_path(&recipe.data.path)).map_or(1, |images| images.train.len());
     let method = recipe.method.build(&recipe.backbone, &params, &recipe.training_data(images))?;
     params.load(&checkpoint.params)?;
     let normalize = recipe.augment.normalize()?;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use ssl_vision::data::Dataset;
-use ssl_vision::train::{Recipe, open_images};
+use ssl_vision::train::{Images, Recipe};
 
 use crate::choice::absolute;
 use crate::pretrain::stop_on_signals;
@@ -163,7 +163,7 @@ impl Reproduce {
         };
         let Some(run) = runs.first() else { return Ok(()) };
         let recipe = Recipe::load(&run.recipe, &self.overrides(run.seed)?)?;
-        let images = open_images(&recipe.data, recipe.text.as_ref(), Path::new(data))?;
+        let images = Images::of_recipe(&recipe, Path::new(data))?;
         let found = (images.train.len(), images.test.as_ref().map_or(0, |test| test.len()));
         ensure!(
             found == FULL,

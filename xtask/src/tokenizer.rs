@@ -11,7 +11,7 @@ use ssl_vision::augment::Normalize;
 use ssl_vision::data::Dataset;
 use ssl_vision::losses::unpatchify;
 use ssl_vision::methods::{KMeansTokenizer, MethodConfig, Tokenizer as _};
-use ssl_vision::train::{Observer, learn_tokenizer, open_images};
+use ssl_vision::train::{Images, Observer, learn_tokenizer};
 
 use crate::choice::Choice;
 use crate::picture::{Tiles, to_pixels};
@@ -56,7 +56,7 @@ impl Tokenizer {
             );
         }
         let threads = use_threads(self.threads)?;
-        let images = open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))?;
+        let images = Images::of_recipe(&recipe, &data_path(&recipe.data.path))?;
         let mut observers: Vec<Box<dyn Observer>> = vec![Box::new(Progress::new())];
         let never = AtomicBool::new(false);
         let learned = learn_tokenizer(&recipe, &images, &Device::Cpu, threads, &mut observers, &never)?;

@@ -11,7 +11,7 @@ use ssl_vision::augment::ResizeCenterCrop;
 use ssl_vision::backbones::TensorFile;
 use ssl_vision::data::Dataset;
 use ssl_vision::methods::Batch;
-use ssl_vision::train::{Images, Loader, Recipe, Sampler, open_images};
+use ssl_vision::train::{Images, Loader, Recipe, Sampler};
 
 use crate::choice::Choice;
 use crate::picture::{Tiles, to_pixels};
@@ -49,7 +49,7 @@ impl Views {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let recipe = self.choice.recipe()?;
         let threads = use_threads(self.threads)?;
-        let images = open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))?;
+        let images = Images::of_recipe(&recipe, &data_path(&recipe.data.path))?;
         let (n, batch) = (images.train.len(), recipe.train.batch_size);
         ensure!(batch <= n, "train.batch_size = {batch} is larger than the data set of {n} images");
         match &self.tensors {

@@ -6,6 +6,7 @@ use crate::error::{self, Error, Result};
 use crate::image::Image;
 use crate::resample::{self, Taps};
 use crate::resize::{CropBox, Interpolation};
+use crate::resolution::Resolution;
 use crate::sample::Sample;
 use crate::transform::Transform;
 
@@ -91,6 +92,11 @@ impl ResizeCenterCrop {
     /// Side of the result in pixels.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// What an image needs so that it is never enlarged.
+    pub fn resolution(&self) -> Resolution {
+        Resolution { pixels: 0, shorter_side: self.shorter_side as u64 }
     }
 
     /// Applies the transform without a copy of the image. Pixels that the crop cuts off are never computed.

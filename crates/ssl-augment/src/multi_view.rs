@@ -4,6 +4,7 @@ use rand_core::RngCore;
 
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::resolution::Resolution;
 use crate::sample::Sample;
 use crate::view::{View, ViewConfig};
 
@@ -59,6 +60,11 @@ impl MultiView {
     /// Side of each view in pixels.
     pub fn sizes(&self) -> Vec<usize> {
         self.views.iter().map(View::size).collect()
+    }
+
+    /// What an image needs so that no crop of any view is enlarged.
+    pub fn resolution(&self) -> Resolution {
+        self.views.iter().map(View::resolution).fold(Resolution::default(), Resolution::max)
     }
 
     /// Makes all views. The generator of view `i` is `rng(i)`, so that no view depends on another.

@@ -7,6 +7,7 @@ use crate::flip::HorizontalFlip;
 use crate::image::Image;
 use crate::random;
 use crate::resize::{self, CropBox, Interpolation};
+use crate::resolution::Resolution;
 use crate::sample::Sample;
 use crate::transform::Transform;
 
@@ -55,6 +56,18 @@ impl RandomResizedCrop {
     /// Side of the result in pixels.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// What an image needs so that every box has at least the pixels of the result, on both sides.
+    ///
+    /// A box of the share `s` of `A` pixels and the ratio `r` is `√(A s r)` wide and `√(A s / r)` high, so that the least
+    /// `s` and the extremes of `r` bound `A`. The fallback is bounded by the shorter side.
+    pub fn resolution(&self) -> Resolution {
+        let size = self.size as f64;
+        let [narrowest, widest] = self.ratio;
+        let pixels = size * size / (self.scale[0] * narrowest.min(1.0 / widest));
+        let shorter_side = size * narrowest.max(1.0 / widest).max(1.0);
+        Resolution { pixels: pixels.ceil() as u64, shorter_side: shorter_side.ceil() as u64 }
     }
 
     /// Draws a box in an image of `width` x `height` pixels, both at least 1.

@@ -10,6 +10,7 @@ use crate::grayscale::Grayscale;
 use crate::image::Image;
 use crate::random_resized_crop::RandomResizedCrop;
 use crate::resize::Interpolation;
+use crate::resolution::Resolution;
 use crate::sample::Sample;
 use crate::solarize::Solarize;
 use crate::transform::Transform;
@@ -167,6 +168,11 @@ impl View {
     /// Side of the view in pixels.
     pub fn size(&self) -> usize {
         self.crop.size()
+    }
+
+    /// What an image needs so that the crop is never enlarged.
+    pub fn resolution(&self) -> Resolution {
+        self.crop.resolution()
     }
 
     /// Makes a view; where the crop comes first, pixels outside it are neither read nor copied, and a flip right after it

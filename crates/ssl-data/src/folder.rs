@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ssl_augment::Resolution;
+
 use crate::cached::Cached;
 use crate::captions::Captions;
 use crate::fingerprint::Fingerprint;
@@ -17,8 +19,8 @@ const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
 
 /// Opens the image files below `root`, whose name for people is `name`.
 pub(crate) fn open(root: &Path, name: &str, options: &OpenOptions) -> Result<Splits> {
-    let limits = &options.limits;
-    let captions = options.captions.as_ref().map(|file| Captions::read(file, limits)).transpose()?;
+    let captions = options.captions.as_ref();
+    let captions = captions.map(|file| Captions::read(file, &options.limits)).transpose()?;
     let trained = |mut train: ImageFolder, split: &str, test: &[Vec<u8>]| -> Result<Box<dyn Dataset>> {
         if let Some(captions) = &captions {
             train = train.with_captions(captions, split, test)?;
@@ -27,15 +29,15 @@ pub(crate) fn open(root: &Path, name: &str, options: &OpenOptions) -> Result<Spl
             return Ok(Box::new(Cached::new(train, options.cache_bytes)));
         };
         let partners =
-            ImageFolder::open(partners, folder_name(partners), limits)?.partners_of(&train, split)?;
+            ImageFolder::open(partners, folder_name(partners), options)?.partners_of(&train, split)?;
         let cached = |images| Cached::new(images, options.cache_bytes / 2);
         Ok(Box::new(Pairs { images: cached(train), partners: cached(partners) }))
     };
     let Some((train, test)) = find_splits(root)? else {
-        let images = ImageFolder::open(root, name.to_owned(), limits)?;
+        let images = ImageFolder::open(root, name.to_owned(), options)?;
         return Ok(Splits { train: trained(images, "", &[])?, test: None });
     };
-    let open_split = |split: &str| ImageFolder::open(&root.join(split), format!("{name}/{split}"), limits);
+    let open_split = |split: &str| ImageFolder::open(&root.join(split), format!("{name}/{split}"), options);
     let images = open_split(train)?;
     let tested = match test {
         Some(split) => Some((split, open_split(split)?.with_classes_of(&images)?)),
@@ -77,10 +79,11 @@ struct ImageFolder {
     captions: Vec<Arc<str>>,
     fingerprint: String,
     limits: Limits,
+    resolution: Option<Resolution>,
 }
 
 impl ImageFolder {
-    fn open(root: &Path, name: String, limits: &Limits) -> Result<Self> {
+    fn open(root: &Path, name: String, options: &OpenOptions) -> Result<Self> {
         let mut walk = Walk { root, found: Vec::new() };
         let canonical = root.canonicalize().map_err(|error| Error::io(root, error))?;
         walk.visit(root, &mut vec![canonical])?;
@@ -107,7 +110,8 @@ impl ImageFolder {
             class_names,
             captions: Vec::new(),
             fingerprint,
-            limits: limits.clone(),
+            limits: options.limits.clone(),
+            resolution: options.resolution,
         })
     }
 
@@ -216,7 +220,7 @@ impl Dataset for ImageFolder {
 
     fn get(&self, index: usize) -> Result<Sample> {
         let file = self.files.get(index).ok_or(Error::Index { index, len: self.len() })?;
-        let image = decode_file(&self.root.join(file), &self.limits)?;
+        let image = decode_file(&self.root.join(file), &self.limits, self.resolution)?;
         Ok(Sample { image, label: self.label(index), caption: self.caption(index), partner: None })
     }
 

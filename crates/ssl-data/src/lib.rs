@@ -37,6 +37,7 @@ mod open;
 mod packed;
 #[cfg(feature = "parquet")]
 mod parquet_captions;
+mod reduced;
 mod tolerant;
 mod truncation;
 
@@ -45,5 +46,5 @@ pub use dataset::{Dataset, Sample, Splits};
 pub use decode::{Limits, decode_bytes, decode_file};
 pub use error::{Error, Result};
 pub use open::{OpenOptions, open};
-pub use ssl_augment::Image;
+pub use ssl_augment::{Image, Resolution};
 pub use tolerant::{OnError, Tolerant};

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use ssl_augment::Resolution;
+
 use crate::cifar::{self, CIFAR_10, CIFAR_100};
 use crate::{CaptionFile, Error, Limits, Result, Splits, folder, idx};
 
@@ -23,6 +25,9 @@ pub struct OpenOptions {
     /// A folder with a partner for each training image of a folder: an image of another kind under the same relative path,
     /// whatever its extension. Half of `cache_bytes` is for partners.
     pub partners: Option<PathBuf>,
+    /// Resolution that every image of a folder keeps where it is decoded at a reduced size, see
+    /// [`decode_bytes`](crate::decode_bytes); `None`, the default, to decode every image whole.
+    pub resolution: Option<Resolution>,
 }
 
 /// Opens the data set in the folder at `path`.

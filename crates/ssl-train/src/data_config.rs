@@ -25,6 +25,11 @@ pub struct DataConfig {
     /// Memory in MiB for decoded training images of a folder, which are then decoded once and not in every epoch; 0 for
     /// none. It does not change the result.
     pub cache_mib: u64,
+    /// Decode every JPEG of a folder whole. Without it, large ones are decoded at a quarter or an eighth of their sides where
+    /// no crop, neither of a view nor of the evaluation during a run, has to be enlarged for it; views then differ a little
+    /// from those of the whole image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole_jpegs: bool,
 }
 
 impl Default for DataConfig {
@@ -35,6 +40,7 @@ impl Default for DataConfig {
             holdout: 0.2,
             partners: String::new(),
             cache_mib: 0,
+            whole_jpegs: false,
         }
     }
 }

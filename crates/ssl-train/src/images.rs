@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rand_core::RngCore;
-use ssl_data::{Dataset, OpenOptions, Sample, Tolerant, open};
+use ssl_data::{CaptionFile, Dataset, OpenOptions, Resolution, Sample, Tolerant, open};
 use ssl_nn::{Purpose, rng};
 
-use crate::captions::TextConfig;
 use crate::data_config::DataConfig;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -27,6 +26,67 @@ pub struct Images {
 }
 
 impl Images {
+    /// Opens the images at `path` as `config` says, every one decoded whole.
+    ///
+    /// If they have labels but no test split, the share `config.holdout` of every class is held out, chosen by index alone,
+    /// so that every run on the same files holds out the same images.
+    ///
+    /// # Errors
+    /// If there are no images at `path`, or a file that describes them is broken.
+    pub fn open(config: &DataConfig, path: &Path) -> Result<Self> {
+        Self::open_with(config, None, None, path)
+    }
+
+    /// Opens the images at `path` for a run of `recipe`, with the captions that it names, large JPEGs reduced as far as its
+    /// views allow; otherwise as [`Images::open`].
+    ///
+    /// # Errors
+    /// As [`Images::open`], or if the recipe's augmentation is impossible.
+    pub fn of_recipe(recipe: &Recipe, path: &Path) -> Result<Self> {
+        let captions = recipe.text.as_ref().and_then(|text| text.caption_file(path));
+        let resolution = if recipe.data.whole_jpegs { None } else { Some(recipe.resolution()?) };
+        Self::open_with(&recipe.data, captions, resolution, path)
+    }
+
+    fn open_with(
+        config: &DataConfig,
+        captions: Option<CaptionFile>,
+        resolution: Option<Resolution>,
+        path: &Path,
+    ) -> Result<Self> {
+        config.validate()?;
+        let policy = config.policy()?;
+        let partners = (!config.partners.is_empty()).then(|| path.join(&config.partners));
+        let cache_bytes = config.cache_mib << 20;
+        let options = OpenOptions { cache_bytes, captions, partners, resolution, ..OpenOptions::default() };
+        let splits = open(path, &options)?;
+        let (description, fingerprint) = (splits.train.describe(), splits.train.fingerprint());
+        let labelled =
+            |set: &dyn Dataset| set.class_names().len() > 1 && (0..set.len()).all(|i| set.label(i).is_some());
+        let (train, test): (Box<dyn Dataset>, Option<Box<dyn Dataset>>) = match splits.test {
+            Some(test) if labelled(&*splits.train) && labelled(&*test) => (splits.train, Some(test)),
+            None if labelled(&*splits.train) => {
+                let all: Arc<dyn Dataset> = Arc::from(splits.train);
+                let (kept, held) = hold_out(&*all, config.holdout);
+                let (n, classes) = (all.len(), all.class_names().len());
+                if held.is_empty() || kept.len() <= classes {
+                    return Err(Error::Recipe(format!(
+                        "data.holdout = {} splits the {n} images of {classes} classes into {} to train on and {} to \
+                         evaluate on, too few on one side; change it, add images or a folder `test`",
+                        config.holdout,
+                        kept.len(),
+                        held.len(),
+                    )));
+                }
+                let subset = |indices| Box::new(Subset { all: all.clone(), indices }) as Box<dyn Dataset>;
+                (subset(kept), Some(subset(held)))
+            }
+            _ => (splits.train, None),
+        };
+        let tolerant = |set| Arc::new(Tolerant::new(set, policy));
+        Ok(Images { train: tolerant(train), test: test.map(tolerant), description, fingerprint })
+    }
+
     /// Names of the classes; empty without labels.
     pub fn class_names(&self) -> &[String] {
         self.train.class_names()
@@ -46,51 +106,9 @@ impl Images {
     }
 }
 
-/// Opens the images at `path`, with the captions that `text` names and the partners that `config` does.
-///
-/// If they have labels but no test split, the share `config.holdout` of every class is held out, chosen by index alone,
-/// so that every run on the same files holds out the same images.
-///
-/// # Errors
-/// If there are no images at `path`, or a file that describes them is broken.
-pub fn open_images(config: &DataConfig, text: Option<&TextConfig>, path: &Path) -> Result<Images> {
-    config.validate()?;
-    let policy = config.policy()?;
-    let captions = text.and_then(|text| text.caption_file(path));
-    let partners = (!config.partners.is_empty()).then(|| path.join(&config.partners));
-    let options =
-        OpenOptions { cache_bytes: config.cache_mib << 20, captions, partners, ..OpenOptions::default() };
-    let splits = open(path, &options)?;
-    let (description, fingerprint) = (splits.train.describe(), splits.train.fingerprint());
-    let labelled =
-        |set: &dyn Dataset| set.class_names().len() > 1 && (0..set.len()).all(|i| set.label(i).is_some());
-    let (train, test): (Box<dyn Dataset>, Option<Box<dyn Dataset>>) = match splits.test {
-        Some(test) if labelled(&*splits.train) && labelled(&*test) => (splits.train, Some(test)),
-        None if labelled(&*splits.train) => {
-            let all: Arc<dyn Dataset> = Arc::from(splits.train);
-            let (kept, held) = hold_out(&*all, config.holdout);
-            let (n, classes) = (all.len(), all.class_names().len());
-            if held.is_empty() || kept.len() <= classes {
-                return Err(Error::Recipe(format!(
-                    "data.holdout = {} splits the {n} images of {classes} classes into {} to train on and {} to \
-                     evaluate on, too few on one side; change it, add images or a folder `test`",
-                    config.holdout,
-                    kept.len(),
-                    held.len(),
-                )));
-            }
-            let subset = |indices| Box::new(Subset { all: all.clone(), indices }) as Box<dyn Dataset>;
-            (subset(kept), Some(subset(held)))
-        }
-        _ => (splits.train, None),
-    };
-    let tolerant = |set| Arc::new(Tolerant::new(set, policy));
-    Ok(Images { train: tolerant(train), test: test.map(tolerant), description, fingerprint })
-}
-
 /// Opens the images and checks that the recipe can be run on them.
 pub(crate) fn usable_images(recipe: &Recipe, data: &Path) -> Result<Images> {
-    let images = open_images(&recipe.data, recipe.text.as_ref(), data)?;
+    let images = Images::of_recipe(recipe, data)?;
     if let Some(text) = &recipe.text {
         text.check(&images)?;
     }

@@ -54,7 +54,7 @@ pub use fine_tune::{FineTuneConfig, FineTuneStep, FineTuned, fine_tune};
 pub use forward::embeddings;
 pub use gradients::{ClipScope, Gradients};
 pub use history::{History, Line};
-pub use images::{Images, open_images};
+pub use images::Images;
 pub use loader::Loader;
 pub use measure::{MeasureConfig, Measures};
 pub use memory::peak_rss_bytes;

@@ -387,7 +387,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::images::open_images;
+    use crate::images::Images;
 
     /// A BMP file of `side` x `side` pixels of changing colours.
     fn bmp(side: u32, seed: u32) -> Vec<u8> {
@@ -412,7 +412,7 @@ mod tests {
         ];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let recipe = Recipe::load("simclr-cifar10", &settings).unwrap();
-        let images = open_images(&recipe.data, None, folder).unwrap().train;
+        let images = Images::of_recipe(&recipe, folder).unwrap().train;
         let mut loader = Loader::new(&recipe, images, 0..6, threads, &Device::Cpu).unwrap();
         let (mut index, mut pixels) = (Vec::new(), Vec::new());
         while let Some(batch) = loader.next_batch() {
@@ -434,7 +434,7 @@ mod tests {
         let settings = [("augment.size", "16"), ("train.batch_size", "4")];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let recipe = Recipe::load("simclr-cifar10", &settings).unwrap();
-        let images = open_images(&recipe.data, None, folder.path()).unwrap().train;
+        let images = Images::of_recipe(&recipe, folder.path()).unwrap().train;
         let pass = |step| {
             let mut loader = Loader::pass(&recipe, images.clone(), step, 2, &Device::Cpu).unwrap();
             std::iter::from_fn(move || loader.next_batch())
@@ -450,6 +450,27 @@ mod tests {
         let pixels = |batch: &Batch| batch.views[0].flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(pixels(&batches[0]), pixels(&pass(3)[0]));
         assert_ne!(pixels(&batches[0]), pixels(&pass(4)[0]));
+    }
+
+    #[test]
+    fn large_jpegs_are_reduced_as_far_as_the_views_allow() {
+        let photo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/images/progressive.jpg");
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..4 {
+            std::fs::copy(photo, folder.path().join(format!("{i}.jpg"))).unwrap();
+        }
+        let images = |settings: &[(&str, &str)]| {
+            let settings = settings.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+            let recipe = Recipe::load("simclr-cifar10", &settings.collect::<Vec<_>>()).unwrap();
+            let train = Images::of_recipe(&recipe, folder.path()).unwrap().train;
+            let image = train.get(0).unwrap().image;
+            (image.width(), image.height())
+        };
+        // The smallest crops have 6 % of the pixels: of 12x8 enough for a view of 2 pixels, of 6x4 for one of 1.
+        assert_eq!(images(&[("augment.size", "1")]), (6, 4));
+        assert_eq!(images(&[("augment.size", "2")]), (12, 8));
+        assert_eq!(images(&[("augment.size", "3")]), (48, 32));
+        assert_eq!(images(&[("augment.size", "2"), ("data.whole_jpegs", "true")]), (48, 32));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use ssl_augment::MultiView;
+use ssl_augment::{MultiView, ResizeCenterCrop, Resolution};
 use ssl_backbones::BackboneConfig;
 use ssl_methods::{MethodConfig, TrainingData};
 use toml::{Table, Value};
@@ -111,11 +111,13 @@ impl Recipe {
             reference.schedule.unwritten().into_iter().map(|(key, value)| ("schedule", key, value));
         let scope = ("train", "clip_scope", Value::String("all".to_owned()));
         let partners = ("data", "partners", Value::String(String::new()));
+        let whole_jpegs = ("data", "whole_jpegs", Value::Boolean(false));
         let online = ("eval", "every_epochs", Value::Integer(0));
         table.insert("measure".to_owned(), Value::Table(to_table(&MeasureConfig::default())?));
         let of_method = reference.method.unwritten().iter();
         let of_method = of_method.map(|(key, value)| ("method", *key, Value::from(*value)));
-        for (section, key, value) in unwritten.chain([scope, partners, online]).chain(of_method) {
+        for (section, key, value) in unwritten.chain([scope, partners, whole_jpegs, online]).chain(of_method)
+        {
             if let Some(Value::Table(section)) = table.get_mut(section) {
                 section.insert(key.to_owned(), value);
             }
@@ -207,6 +209,17 @@ impl Recipe {
         let mut sizes = own.sizes();
         sizes.extend(of_partners.iter().flat_map(MultiView::sizes));
         Ok(sizes)
+    }
+
+    /// What an image needs so that neither a view nor its evaluation enlarges a part of it.
+    ///
+    /// # Errors
+    /// As [`Recipe::views`].
+    pub fn resolution(&self) -> Result<Resolution> {
+        let (own, of_partners) = self.views()?;
+        let evaluation = ResizeCenterCrop::evaluation(self.augment.size)?.resolution();
+        let views = [Some(own), of_partners];
+        Ok(views.iter().flatten().map(MultiView::resolution).fold(evaluation, Resolution::max))
     }
 
     /// What the method is told of `images` images to train on.
@@ -541,6 +554,8 @@ mod tests {
         let hash = |overrides: &[(&str, &str)]| parse(overrides).unwrap().hash().unwrap();
         assert_eq!(hash(&[]), hash(&[("data.path", "elsewhere")]));
         assert_eq!(hash(&[]), hash(&[("data.cache_mib", "100")]));
+        assert_eq!(hash(&[]), hash(&[("data.whole_jpegs", "false")]));
+        assert_ne!(hash(&[]), hash(&[("data.whole_jpegs", "true")]));
         assert_ne!(hash(&[]), hash(&[("seed", "1")]));
     }
 }

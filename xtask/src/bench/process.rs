@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::augment::photo_jpeg;
+use super::augment::photo_of;
 use super::measure::{Case, Sample};
 
 const PEER: &str = include_str!("../../python/bench_peer.py");
@@ -22,12 +22,12 @@ pub(super) fn ours(case: &Case, threads: usize) -> Result<Sample> {
     Sample::from_json(&output(command, &[])?)
 }
 
-/// Runs the same case in Python, which gets the photo of the cases with a JPEG on its standard input.
+/// Runs the same case in Python, which gets the JPEG of the case, if it has one, on its standard input.
 pub(super) fn peer(python: &Path, case: &Case, threads: usize) -> Result<Sample> {
     let mut command = Command::new(python);
     command.args(["-c", PEER, &case.id, &threads.to_string()]);
     command.env("OMP_NUM_THREADS", threads.to_string());
-    Sample::from_json(&output(command, &photo_jpeg()?)?)
+    Sample::from_json(&output(command, &photo_of(&case.id)?)?)
 }
 
 /// The versions of the packages that the peer is made of.

@@ -9,7 +9,7 @@ use ssl_vision::eval::{TSneConfig, principal_components, t_sne};
 use ssl_vision::methods::Method;
 use ssl_vision::nn::Params;
 use ssl_vision::report::{Block, Chart, Class, Gallery, Picture, Png, ScatterChart, Section};
-use ssl_vision::train::{Checkpoint, Images, Recipe, RunFolder, embeddings, open_images};
+use ssl_vision::train::{Checkpoint, Images, Recipe, RunFolder, embeddings};
 
 use super::spectrum;
 use crate::data_path;
@@ -57,7 +57,7 @@ pub(super) fn of(folder: &Path, images: Option<Images>) -> anyhow::Result<Vec<Se
 
 /// The images that a recipe names.
 pub(super) fn images_of(recipe: &Recipe) -> ssl_vision::train::Result<Images> {
-    open_images(&recipe.data, recipe.text.as_ref(), &data_path(&recipe.data.path))
+    Images::of_recipe(recipe, &data_path(&recipe.data.path))
 }
 
 /// What needs no network: the views that it is trained on.

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use ssl_augment::{
     CenterCrop, ColorJitter, ColorJitterConfig, GaussianBlur, Grayscale, HorizontalFlip, Image,
-    Interpolation, Normalize, Posterize, RandomResizedCrop, ResizeCenterCrop, Sample, Solarize, Transform,
-    flip_horizontal, gaussian_blur, resize, solarize,
+    Interpolation, MultiView, Normalize, Posterize, RandomResizedCrop, ResizeCenterCrop, Resolution, Sample,
+    Solarize, Transform, ViewConfig, flip_horizontal, gaussian_blur, presets, resize, solarize,
 };
 
 /// Images of any shape from 1 x 1 on, some of them very elongated.
@@ -132,6 +132,27 @@ proptest! {
     }
 
     #[test]
+    fn no_crop_of_an_image_of_the_needed_resolution_is_enlarged(
+        size in 1usize..40, seed: u64, low in 0.01..1.0f64, ratio in 0.1..3.0f64, spread in 1.0..3.0f64,
+        width in 1usize..2000,
+    ) {
+        let crop = RandomResizedCrop::new(size, [low, 1.0], [ratio, spread * ratio], Interpolation::Bilinear).unwrap();
+        // The image of this width that meets it by a hair, if there is one.
+        let needed = crop.resolution();
+        let height = needed.shorter_side.max(needed.pixels.div_ceil(width as u64));
+        if needed.is_met_by(width as u64, height) {
+            prop_assert!(!needed.is_met_by(width as u64, height - 1));
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            for _ in 0..50 {
+                let drawn = crop.draw(width, height as usize, &mut rng);
+                prop_assert!(size <= drawn.width && size <= drawn.height, "{drawn:?}");
+            }
+        } else {
+            prop_assert!((width as u64) < needed.shorter_side);
+        }
+    }
+
+    #[test]
     fn normalize_is_undone_by_its_inverse(image in images()) {
         let normalize = Normalize::cifar10();
         let n_pixels = image.pixels().len();
@@ -153,6 +174,20 @@ fn a_seed_fixes_the_result() {
         let apply = |seed| transform.apply(image.clone(), &mut ChaCha8Rng::seed_from_u64(seed));
         assert_eq!(apply(3), apply(3), "{transform:?}");
     }
+}
+
+#[test]
+fn several_views_need_what_the_most_demanding_one_needs() {
+    let needed = |config: &[ViewConfig]| MultiView::new(config).unwrap().resolution();
+    let [large, small] = presets::swav(224).try_into().unwrap();
+    // 224² / (0.14 · 3/4) and 96² / (0.05 · 3/4); a small view may need more than a large one.
+    assert_eq!(needed(std::slice::from_ref(&large)), Resolution { pixels: 477_867, shorter_side: 224 });
+    assert_eq!(needed(std::slice::from_ref(&small)), Resolution { pixels: 245_760, shorter_side: 96 });
+    assert_eq!(needed(&[small.clone(), large.clone()]), Resolution { pixels: 477_867, shorter_side: 224 });
+    let smaller = ViewConfig { crop_scale: [0.02, 0.05], ..small };
+    assert_eq!(needed(&[large, smaller]), Resolution { pixels: 614_400, shorter_side: 224 });
+    let evaluation = ResizeCenterCrop::evaluation(224).unwrap().resolution();
+    assert_eq!(evaluation, Resolution { pixels: 0, shorter_side: 256 });
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use image::{DynamicImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
 
-use crate::fixtures::{assert_close, decode, decode_error, encode, golden, gradient, pixel, png};
+use crate::fixtures::{
+    assert_close, decode, decode_error, decode_reduced, encode, golden, gradient, pixel, png,
+};
 
 #[test]
 fn lossless_formats_keep_every_pixel() {
@@ -70,6 +72,71 @@ fn ycck_jpeg_agrees_with_pillow() {
 
 const YCCK: [[u8; 3]; 6] =
     [[179, 0, 227], [255, 207, 30], [77, 255, 255], [0, 134, 0], [0, 0, 0], [36, 0, 0]];
+
+/// Expected values: Pillow 13.0's after `draft("RGB", (6, 4))` and `draft("RGB", (12, 8))`, which decode at an eighth and at
+/// a quarter of the sides. Pillow then has the colours of this file, stored at half its size, in more detail than we, so
+/// that brightness is compared.
+#[test]
+fn a_reduced_jpeg_agrees_with_pillow() {
+    let luma =
+        |[r, g, b]: [u8; 3]| [(0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b)) as u8; 3];
+    let file = golden("progressive.jpg");
+    for (shorter_side, (width, height), expected) in [(3, (6, 4), EIGHTH), (8, (12, 8), QUARTER)] {
+        let decoded = decode_reduced(&file, shorter_side).unwrap();
+        assert_eq!((decoded.width(), decoded.height()), (width, height));
+        let places = [(0, 0), (width / 2, height / 2), (width - 1, height - 1)];
+        for ((x, y), rgb) in places.into_iter().zip(expected) {
+            assert_close(luma(pixel(&decoded, x, y)), luma(rgb), 4);
+        }
+    }
+}
+
+const EIGHTH: [[u8; 3]; 3] = [[203, 32, 128], [57, 160, 130], [204, 224, 129]];
+const QUARTER: [[u8; 3]; 3] = [[230, 16, 128], [27, 144, 128], [232, 238, 128]];
+
+/// Of a smooth picture, with sides that no block divides.
+#[test]
+fn a_reduced_pixel_is_the_mean_of_those_it_stands_for() {
+    let wave = |x: f64| (127.0 + 100.0 * x.sin()) as u8;
+    let colours = RgbImage::from_fn(1101, 1003, |x, y| {
+        let (x, y) = (f64::from(x) / 90.0, f64::from(y) / 70.0);
+        Rgb([wave(x), wave(y), wave(x + y)])
+    });
+    let colours = DynamicImage::ImageRgb8(colours);
+    let grey = DynamicImage::ImageLuma8(colours.to_luma8());
+    for file in [colours, grey].map(|picture| encode(&picture, ImageFormat::Jpeg)) {
+        let whole = decode(&file).unwrap();
+        for (divisor, shorter_side) in [(8, 100), (4, 127)] {
+            let reduced = decode_reduced(&file, shorter_side).unwrap();
+            let (width, height) = (reduced.width(), reduced.height());
+            assert_eq!((width, height), (1101_usize.div_ceil(divisor), 1003_usize.div_ceil(divisor)));
+            for (x, y) in (0..height - 1).flat_map(|y| (0..width - 1).map(move |x| (x, y))) {
+                let block = |c: usize| {
+                    let rows = divisor * y..divisor * (y + 1);
+                    let sum = rows.flat_map(|y| (divisor * x..divisor * (x + 1)).map(move |x| (x, y)));
+                    let sum: usize = sum.map(|(x, y)| usize::from(pixel(&whole, x, y)[c])).sum();
+                    (sum / (divisor * divisor)) as u8
+                };
+                assert_close(pixel(&reduced, x, y), [block(0), block(1), block(2)], 4);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_reduced_is_decoded_whole() {
+    let picture = encode(&gradient(64, 48), ImageFormat::Jpeg);
+    // A segment that is reserved for extensions, which only one of the decoders passes over.
+    let extended = [&picture[..2], &[0xff, 0xf0, 0, 3, 0], &picture[2..]].concat();
+    for file in
+        [encode(&gradient(64, 48), ImageFormat::Png), golden("cmyk.jpg"), golden("lossy.webp"), extended]
+    {
+        assert_eq!(decode_reduced(&file, 1).unwrap(), decode(&file).unwrap());
+    }
+    assert_eq!(decode_reduced(&picture, 1).unwrap().width(), 8);
+    let cut = &picture[..picture.len() - 9];
+    assert_eq!(decode_reduced(cut, 1).unwrap_err().to_string(), decode_error(cut));
+}
 
 #[test]
 fn alpha_is_dropped_even_where_it_is_zero() {
@@ -166,6 +233,14 @@ fn exif_orientations_are_applied() {
         let at = [(4, 4), (width - 5, 4), (4, height - 5), (width - 5, height - 5)];
         for ((x, y), name) in at.into_iter().zip(corners.chars()) {
             assert_close(pixel(&decoded, x, y), colour_of(name), 12);
+        }
+
+        let reduced = decode_reduced(&with_orientation(&jpeg, orientation), 4).unwrap();
+        let (width, height) = (reduced.width(), reduced.height());
+        assert_eq!((width, height), if orientation < 5 { (8, 4) } else { (4, 8) }, "{orientation}");
+        let at = [(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)];
+        for ((x, y), name) in at.into_iter().zip(corners.chars()) {
+            assert_close(pixel(&reduced, x, y), colour_of(name), 12);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use flate2::{Compression, Crc};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
-use ssl_data::{Image, Limits, OpenOptions, Result, Splits};
+use ssl_data::{Image, Limits, OpenOptions, Resolution, Result, Splits};
 
 /// A fixture from the folder of golden values; its README says how each was made.
 pub(crate) fn golden(name: &str) -> Vec<u8> {
@@ -85,7 +85,13 @@ pub(crate) fn open_error(root: &Path) -> String {
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<Image> {
-    ssl_data::decode_bytes(bytes, Path::new("some/image.jpg"), &Limits::default())
+    ssl_data::decode_bytes(bytes, Path::new("some/image.jpg"), &Limits::default(), None)
+}
+
+/// At the smallest size with this shorter side.
+pub(crate) fn decode_reduced(bytes: &[u8], shorter_side: u64) -> Result<Image> {
+    let resolution = Some(Resolution { pixels: 0, shorter_side });
+    ssl_data::decode_bytes(bytes, Path::new("some/image.jpg"), &Limits::default(), resolution)
 }
 
 pub(crate) fn decode_error(bytes: &[u8]) -> String {

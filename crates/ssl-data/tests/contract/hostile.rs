@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use ssl_data::{Error, Limits, decode_bytes, decode_file};
+use ssl_data::{Error, Limits, Resolution, decode_bytes, decode_file};
 
 use crate::fixtures::{decode, decode_error, encode, golden, gradient, idx, open, png, write};
 
@@ -98,7 +98,7 @@ fn a_huge_jpeg_is_refused_from_its_header() {
 fn each_limit_is_inclusive() {
     let file = encode(&gradient(20, 10), ImageFormat::Png);
     let exact = Limits { max_side: 20, max_pixels: 200, max_alloc_bytes: 600, ..Limits::default() };
-    let decode_within = |limits: &Limits| decode_bytes(&file, Path::new("x.png"), limits);
+    let decode_within = |limits: &Limits| decode_bytes(&file, Path::new("x.png"), limits, None);
     decode_within(&exact).unwrap();
     decode_within(&Limits { max_side: 19, ..exact.clone() }).unwrap_err();
     decode_within(&Limits { max_pixels: 199, ..exact.clone() }).unwrap_err();
@@ -111,7 +111,7 @@ fn a_file_over_the_limit_is_not_read() {
     let file = encode(&gradient(20, 10), ImageFormat::Png);
     write(folder.path(), "a.png", &file);
     let decode_within = |max_file_bytes| {
-        decode_file(&folder.path().join("a.png"), &Limits { max_file_bytes, ..Limits::default() })
+        decode_file(&folder.path().join("a.png"), &Limits { max_file_bytes, ..Limits::default() }, None)
     };
     decode_within(file.len() as u64).unwrap();
     let message = decode_within(file.len() as u64 - 1).unwrap_err().to_string();
@@ -120,7 +120,8 @@ fn a_file_over_the_limit_is_not_read() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let message = decode_file(Path::new("/nonexistent/a.png"), &Limits::default()).unwrap_err().to_string();
+    let message =
+        decode_file(Path::new("/nonexistent/a.png"), &Limits::default(), None).unwrap_err().to_string();
     assert!(message.starts_with("cannot decode /nonexistent/a.png: cannot be read: "), "{message}");
 }
 
@@ -139,12 +140,15 @@ fn check<T: std::fmt::Debug>(cases: u32, strategy: impl Strategy<Value = T>, pro
 fn survives(bytes: &[u8]) {
     let limits =
         Limits { max_side: 2_000, max_pixels: 1 << 18, max_alloc_bytes: 1 << 22, ..Limits::default() };
-    match decode_bytes(bytes, Path::new("x"), &limits) {
-        Ok(image) => {
-            assert!(0 < image.width() * image.height() && image.width() * image.height() <= 1 << 18);
-            assert_eq!(image.data().len(), 3 * image.width() * image.height());
+    // Whole, and as small as can be.
+    for resolution in [None, Some(Resolution::default())] {
+        match decode_bytes(bytes, Path::new("x"), &limits, resolution) {
+            Ok(image) => {
+                assert!(0 < image.width() * image.height() && image.width() * image.height() <= 1 << 18);
+                assert_eq!(image.data().len(), 3 * image.width() * image.height());
+            }
+            Err(error) => assert!(matches!(error, Error::Decode { .. }), "{error}"),
         }
-        Err(error) => assert!(matches!(error, Error::Decode { .. }), "{error}"),
     }
 }
 
