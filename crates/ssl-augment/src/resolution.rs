@@ -2,8 +2,8 @@
 
 /// The resolution that views need of an image: with less, a crop would have to be enlarged.
 ///
-/// Whoever reads a larger image may reduce it down to this before views are made of it; that costs them no detail which
-/// they could show. Asked of [`MultiView::resolution`](crate::MultiView::resolution) and
+/// Whoever reads a larger image may reduce it down to this before views are made of it, at the price of a little sharpness.
+/// Asked of [`MultiView::resolution`](crate::MultiView::resolution) and
 /// [`ResizeCenterCrop::resolution`](crate::ResizeCenterCrop::resolution).
 ///
 /// # Example

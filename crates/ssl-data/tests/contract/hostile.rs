@@ -106,6 +106,20 @@ fn each_limit_is_inclusive() {
 }
 
 #[test]
+fn a_reduced_image_needs_less_memory() {
+    let file = golden("progressive.jpg");
+    let width_within = |max_alloc_bytes, resolution| {
+        let limits = Limits { max_alloc_bytes, ..Limits::default() };
+        decode_bytes(&file, Path::new("x.jpg"), &limits, resolution).map(|image| image.width()).ok()
+    };
+    // Whole: coefficients of four components and 48x32 pixels. Reduced: those of three, planes and pixels of 6x4.
+    let (whole, reduced) = (48 * 32 * (8 + 3), 48 * 32 * 6 + 6 * 4 * 6);
+    assert_eq!((width_within(whole, None), width_within(whole - 1, None)), (Some(48), None));
+    let smallest = Some(Resolution::default());
+    assert_eq!((width_within(reduced, smallest), width_within(reduced - 1, smallest)), (Some(6), None));
+}
+
+#[test]
 fn a_file_over_the_limit_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let file = encode(&gradient(20, 10), ImageFormat::Png);
