@@ -61,8 +61,8 @@ pub fn decode_file(path: &Path, limits: &Limits, resolution: Option<Resolution>)
 /// is converted without a colour profile. Of an animation the first frame is taken. An orientation in EXIF is applied.
 ///
 /// With a `resolution`, a JPEG that has more may be decoded at a quarter or an eighth of its sides, as long as it keeps that
-/// resolution: this takes less time and memory than the whole image. Which size it is depends on the file and on
-/// `resolution` alone.
+/// resolution: this takes less time and memory than the whole image. Which size it is depends on the file, on
+/// `resolution` and on `limits` alone.
 ///
 /// # Errors
 ///
